@@ -1,0 +1,1 @@
+"""The plaintext form: lexical and dense index, index segments, and fusion of texts."""

@@ -1,0 +1,230 @@
+"""The lexical half of retrieval: an in-memory SQLite FTS5 inverted index, scored by BM25 over numpy arrays.
+
+- FTS5 (contentless, `detail=none`, no column sizes) stems, folds and stores postings: 80 bytes a document of 350.
+  It keeps no text. Its own `bm25()` costs 1 µs a posting and works per query; here the postings of a term are read
+  once (0.1 µs each, without the GIL), kept as int32 arrays, and extended by what was added since. So `scores`
+  returns the score of *every* document, and any filter is exact.
+- A term counts once a document (binary frequency; texts are short), weighted by idf and by length in characters.
+- A caller's text never becomes FTS5 syntax: it is cut into words here, and each word is a quoted term.
+- English stop words are dropped unless nothing else remains. Long queries keep their `TERMS_MAX` rarest terms; when
+  postings exceed `POSTINGS_PER_QUERY_MAX`, the most frequent terms go first, and the rarest always stays.
+- FTS5 takes a run of CJK characters for one word. Such runs are indexed as overlapping pairs plus the last character,
+  and queried as pairs; a single character is queried as a prefix, and so finds every run that contains it.
+
+All calls may come from any thread. Documents are numbered 0, 1, 2 … by the caller and cannot be removed: FTS5 keeps
+traces, so the whole index is built again (`PlaintextIndex.needs_rebuild`).
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+TERMS_MAX: Final = 24
+TERMS_LOOKED_UP_MAX: Final = 256
+POSTINGS_PER_QUERY_MAX: Final = 400_000
+POSTINGS_CACHED_MAX: Final = 2_000_000
+"""Entries of all cached postings together: 8 MB."""
+STEMS_CACHED_MAX: Final = 8192
+_K1: Final = 0.9
+_B: Final = 0.4
+
+# Hangul, kana, Han and its extensions.
+_CJK_RUN: Final = re.compile(
+    "[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+_WORD: Final = re.compile(r"[^\W_]+")
+_STOP: Final = frozenset(
+    """a about after again against all also am an and any are aren as at be because been before being below between both but
+    by can cannot could couldn d did didn do does doesn doing don down during each few for from further had hadn has hasn
+    have haven having he her here hers herself him himself his how i if in into is isn it its itself just ll m me more most
+    mustn my myself no nor not now of off on once only or other our ours ourselves out over own re s same shan she should
+    shouldn so some such t than that the their theirs them themselves then there these they this those through to too
+    under until up ve very was wasn we were weren what when where which while who whom why will with won would wouldn you
+    your yours yourself yourselves""".split()  # noqa: SIM905
+)
+
+Postings = NDArray[np.int32]
+
+
+def split_cjk(text: str) -> str:
+    """The text in normal form C, with every CJK run replaced by its pairs and its last character."""
+    if text.isascii():
+        return text
+    return _CJK_RUN.sub(_pairs, unicodedata.normalize("NFC", text))
+
+
+def _pairs(run: re.Match[str]) -> str:
+    chars = run.group()
+    return f" {' '.join(a + b for a, b in pairwise(chars))} {chars[-1]} "
+
+
+def query_words(query: str) -> list[str]:
+    """The distinct words of a query, in order, without stop words unless there is nothing else."""
+    folded = unicodedata.normalize("NFC", query).lower()
+    words: list[str] = []
+    for part in _WORD.findall(folded):
+        at = 0
+        for run in _CJK_RUN.finditer(part):
+            words.append(part[at : run.start()])
+            chars = run.group()
+            words += [a + b for a, b in pairwise(chars)] or [chars]
+            at = run.end()
+        words.append(part[at:])
+    distinct = [word for word in dict.fromkeys(words) if word]
+    return [word for word in distinct if word not in _STOP] or distinct
+
+
+class LexicalIndex:
+    """BM25 over documents 0 … `documents` - 1."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        self._db.executescript(
+            """PRAGMA journal_mode = OFF;
+            CREATE VIRTUAL TABLE docs USING
+                fts5(text, content='', columnsize=0, detail=none, tokenize='porter unicode61 remove_diacritics 2');
+            CREATE VIRTUAL TABLE scratch USING fts5(word, content='', tokenize='porter unicode61 remove_diacritics 2');
+            CREATE VIRTUAL TABLE stems USING fts5vocab(scratch, instance);"""
+        )
+        # The default of 1 MiB writes many small segments during a bulk load, only to merge them again.
+        self._db.execute("INSERT INTO docs(docs, rank) VALUES ('hashsize', ?)", (16 * 1024 * 1024,))
+        self._chars = np.zeros(1024, np.int32)
+        self._chars_total = 0
+        self._weights = np.zeros(0, np.float32)
+        self._stems: dict[str, str | None] = {}
+        self._postings: OrderedDict[str, tuple[Postings, int]] = OrderedDict()
+        self._cached = 0
+        self.documents = 0
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Index documents `documents`, `documents` + 1, …"""
+        with self._lock:
+            first, end = self.documents, self.documents + len(texts)
+            if end > len(self._chars):
+                grown = np.zeros(max(end, 2 * len(self._chars)), np.int32)
+                grown[:first] = self._chars[:first]
+                self._chars = grown
+            self._chars[first:end] = [len(text) for text in texts]
+            self._chars_total += int(self._chars[first:end].sum())
+            self._db.execute("BEGIN")
+            self._db.executemany(
+                "INSERT INTO docs(rowid, text) VALUES (?, ?)", zip(range(first, end), map(split_cjk, texts), strict=True)
+            )
+            self._db.execute("COMMIT")
+            self.documents = end
+
+    def scores(self, query: str, *, every_term: bool = False) -> tuple[NDArray[np.float32], bool]:
+        """The score of every document (0: no term in common), and whether frequent terms were left out."""
+        with self._lock:
+            found, pruned = self._terms(query, every_term)
+            count = self.documents
+            scores = np.zeros(count, np.float32)
+            if not found:
+                return scores, pruned
+            if len(self._weights) < count:
+                average = max(1.0, self._chars_total / count)
+                slope = np.float32(_K1 * _B / average)
+                floor = np.float32(1 + _K1 * (1 - _B))
+                self._weights = np.float32(_K1 + 1) / (floor + slope * self._chars[:count].astype(np.float32))
+            weight = self._weights
+        for _, postings in found:
+            idf = np.float32(np.log1p((count - len(postings) + 0.5) / (len(postings) + 0.5)))
+            scores[postings] += idf * weight[postings]
+        return scores, pruned
+
+    def search(self, query: str, limit: int) -> list[tuple[int, float]]:
+        """The best documents of the whole index, best first."""
+        scores, _ = self.scores(query)
+        order = np.argsort(-scores, kind="stable")[:limit]
+        return [(int(number), float(scores[number])) for number in order if scores[number] > 0]
+
+    def matched(self, query: str, numbers: Sequence[int], *, every_term: bool = False) -> dict[int, list[str]]:
+        """The query's words that each of these documents contains, in the query's order."""
+        with self._lock:
+            found, _ = self._terms(query, every_term)
+        words: dict[int, list[str]] = {number: [] for number in numbers}
+        for word, postings in found:
+            for number in numbers:
+                at = int(np.searchsorted(postings, number))
+                if at < len(postings) and postings[at] == number:
+                    words[number].append(word)
+        return words
+
+    def _terms(self, query: str, every_term: bool) -> tuple[list[tuple[str, Postings]], bool]:
+        """Words and postings to score by; one word for each stem."""
+        stems: dict[str, str] = {}
+        for word in query_words(query)[:TERMS_LOOKED_UP_MAX]:
+            stem = self._stem(word)
+            if stem is not None:
+                stems.setdefault(stem, word)
+        words = list(stems.values())
+        frequency = {word: self._frequency(word) for word in words}
+        kept: list[str] = []
+        total = 0
+        for word in sorted((word for word in words if frequency[word]), key=lambda word: (frequency[word], word)):
+            total += frequency[word]
+            if kept and not every_term and (len(kept) == TERMS_MAX or total > POSTINGS_PER_QUERY_MAX):
+                break
+            kept.append(word)
+        pruned = len(kept) < sum(1 for word in words if frequency[word])
+        chosen = set(kept)
+        return [(word, self._read(word)) for word in words if word in chosen], pruned
+
+    def _stem(self, word: str) -> str | None:
+        """What FTS5 makes of a word; None where its Unicode tables see no word, or several."""
+        if word in self._stems:
+            return self._stems[word]
+        self._db.execute("INSERT INTO scratch(rowid, word) VALUES (1, ?)", (word,))
+        found = self._db.execute("SELECT term FROM stems").fetchall()
+        self._db.execute("INSERT INTO scratch(scratch) VALUES ('delete-all')")
+        if len(self._stems) >= STEMS_CACHED_MAX:
+            self._stems.clear()
+        self._stems[word] = str(found[0][0]) if len(found) == 1 else None
+        return self._stems[word]
+
+    @staticmethod
+    def _match(word: str) -> str:
+        """The FTS5 expression for one word; words hold no quotes."""
+        return f'"{word}"*' if len(word) == 1 and _CJK_RUN.fullmatch(word) else f'"{word}"'
+
+    def _frequency(self, word: str) -> int:
+        """In how many documents a word stands; only bounds and ordering rest on it, so a cached count may lag."""
+        if word in self._postings:
+            return max(1, len(self._postings[word][0]))
+        row = self._db.execute("SELECT count(*) FROM docs WHERE docs MATCH ?", (self._match(word),)).fetchone()
+        return int(row[0])
+
+    def _read(self, word: str) -> Postings:
+        """The documents that contain a word, ascending."""
+        postings, upto = self._postings.pop(word, (np.zeros(0, np.int32), 0))
+        self._cached -= len(postings)
+        if upto < self.documents:
+            # One text of numbers is four times faster to take over than that many Python integers.
+            row = self._db.execute(
+                "SELECT group_concat(rowid) FROM docs WHERE docs MATCH ? AND rowid >= ?", (self._match(word), upto)
+            ).fetchone()
+            if row[0] is not None:
+                fresh = np.fromstring(str(row[0]), dtype=np.int32, sep=",")
+                postings = np.concatenate((postings, fresh)) if len(postings) else fresh
+        self._postings[word] = (postings, self.documents)
+        self._cached += len(postings)
+        while self._cached > POSTINGS_CACHED_MAX and len(self._postings) > 1:
+            _, (old, _) = self._postings.popitem(last=False)
+            self._cached -= len(old)
+        return postings

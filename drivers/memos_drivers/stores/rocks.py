@@ -1,0 +1,146 @@
+"""The RocksDB store: one database, one column family per store family, large payloads in blob files.
+
+`write` leaves the batch in the operating system's cache and `sync` flushes the write-ahead log: rocksdict holds the
+GIL in the first (microseconds) and releases it in the second (a disk's time), so the caller runs `sync` in a thread.
+A key or value never reaches RocksDB's own text logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rocksdict import AccessType, BlockBasedOptions, Cache, Checkpoint, DBCompressionType, Options, Rdict, WriteBatch
+
+from .base import FAMILIES, LOG, PAYLOAD, VIEW, Batch, Reader
+
+BLOCK_CACHE_BYTES = 32 << 20
+WRITE_BUFFER_BYTES = 8 << 20
+BLOB_BYTES_MIN = 16 << 10
+
+
+def _tuned(cache: Any, family: str) -> Any:
+    options = Options(raw_mode=True)
+    table = BlockBasedOptions()
+    table.set_block_cache(cache)
+    table.set_bloom_filter(10.0, False)
+    options.set_block_based_table_factory(table)
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(3)
+    # What is large here is ciphertext, which does not compress.
+    options.set_compression_type(DBCompressionType.lz4() if family == VIEW else DBCompressionType.none())
+    if family in (PAYLOAD, LOG):
+        options.set_enable_blob_files(True)
+        options.set_min_blob_size(BLOB_BYTES_MIN)
+        options.set_enable_blob_gc(True)
+    return options
+
+
+class RocksReader:
+    """One column family, live or as of a snapshot."""
+
+    __slots__ = ("_family", "_source", "get")
+
+    def __init__(self, family: Any, snapshot: Any = None) -> None:
+        self._family = family
+        self._source = snapshot if snapshot is not None else family
+        self.get = family.get if snapshot is None else self._get_snapshot
+
+    def _get_snapshot(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes = self._source[key]
+        except Exception as error:
+            # rocksdict's snapshots say "not there" with a bare Exception.
+            if str(error) == "key not found":
+                return None
+            raise OSError(f"RocksDB could not read: {error}") from error
+        return value
+
+    def scan(self, prefix: bytes, start: bytes | None = None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        cursor = self._source.iter()
+        if reverse:
+            # A key of this prefix is followed by at most 255 × 0xff less than the next prefix.
+            cursor.seek_for_prev(start if start is not None else prefix + b"\xff" * 64)
+            step = cursor.prev
+        else:
+            cursor.seek(start if start is not None else prefix)
+            step = cursor.next
+        while cursor.valid():
+            key = cursor.key()
+            if not key.startswith(prefix):
+                break
+            yield key, cursor.value()
+            step()
+        cursor.status()
+
+
+class RocksStore:
+    """A database directory. Raises `OSError` when it cannot be opened; one process at a time may hold it for writing."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        cache = Cache(BLOCK_CACHE_BYTES)
+        options = Options(raw_mode=True)
+        options.create_if_missing(not read_only)
+        options.create_missing_column_families(not read_only)
+        options.set_max_background_jobs(2)
+        options.set_max_total_wal_size(64 << 20)
+        options.set_keep_log_file_num(2)
+        options.set_max_open_files(512)
+        families = {name: _tuned(cache, name) for name in FAMILIES}
+        access = AccessType.read_only(False) if read_only else AccessType.read_write()
+        try:
+            self._db = Rdict(str(path), options, column_families=families, access_type=access)
+        except Exception as error:
+            raise OSError(f"RocksDB cannot open {path}: {error}") from error
+        self._families = {name: self._db.get_column_family(name) for name in FAMILIES}
+        self._handles = {name: self._db.get_column_family_handle(name) for name in FAMILIES}
+        self._live = {name: RocksReader(family) for name, family in self._families.items()}
+
+    def live(self, family: str) -> Reader:
+        return self._live[family]
+
+    def snapshot(self, family: str) -> Reader:
+        rdict = self._families[family]
+        return RocksReader(rdict, rdict.snapshot())
+
+    def write(self, batch: Batch) -> None:
+        raw = WriteBatch(raw_mode=True)
+        handles = self._handles
+        for family, key, value in batch.puts:
+            if value is None:
+                raw.delete(key, handles[family])
+            else:
+                raw.put(key, value, handles[family])
+        try:
+            self._db.write(raw)
+        except Exception as error:
+            raise OSError(f"RocksDB could not write: {error}") from error
+
+    def sync(self) -> None:
+        try:
+            self._db.flush_wal(True)
+        except Exception as error:
+            raise OSError(f"RocksDB could not sync its log: {error}") from error
+
+    def checkpoint(self, path: Path) -> None:
+        try:
+            Checkpoint(self._db).create_checkpoint(str(path))
+        except Exception as error:
+            raise OSError(f"RocksDB could not make a checkpoint at {path}: {error}") from error
+
+    def describe(self) -> dict[str, object]:
+        sizes: dict[str, object] = {"kind": "rocksdb"}
+        for name, family in self._families.items():
+            sizes[f"{name}_keys_estimate"] = family.property_int_value("rocksdb.estimate-num-keys")
+            sizes[f"{name}_sst_bytes"] = family.property_int_value("rocksdb.total-sst-files-size")
+        return sizes
+
+    def close(self) -> None:
+        # Children first: the database refuses to close while a family is open.
+        self._live.clear()
+        self._handles.clear()
+        for family in self._families.values():
+            family.close()
+        self._families.clear()
+        self._db.close()

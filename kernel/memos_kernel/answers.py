@@ -1,0 +1,133 @@
+"""The answer to a mutation, rebuilt from its record: the same for the first caller and for one who repeats.
+
+Pure: `answer(view, record, record_hash, signer)` reads only what the record says and what the view keeps of it. A
+repeated request id therefore gets the first answer, also after a restart and after later changes.
+
+A shred's receipt is MessagePack `[fmt, "memos shred", log_id, seq, record_hash, time, [cube_id, …], public_key,
+signature]`, signed over the encoding of all fields before the signature as an array of eight.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from memos_syscalls.table import BY_NUMBER
+
+from . import crypto
+from . import events as ev
+from .chain import LogKeys
+from .events import Damaged, Record, pack, unpack
+from .governance import raw_id, text_id
+from .state import View
+
+
+class Receipt(NamedTuple):
+    fmt: int
+    kind: str
+    log_id: bytes
+    seq: int
+    record_hash: bytes
+    time: int
+    cubes: list[bytes]
+    public_key: bytes
+    signature: bytes
+
+
+def make_receipt(keys: LogKeys, record: Record, record_hash: bytes, cubes: list[bytes]) -> bytes:
+    unsigned = (
+        crypto.FORMAT, "memos shred", keys.log_id, record.seq, record_hash, record.time, cubes, keys.signer.public_key,
+    )  # fmt: skip
+    data: bytes = pack((*unsigned, keys.signer.sign(pack(unsigned))))
+    return data
+
+
+def read_receipt(data: bytes) -> Receipt:
+    """The receipt in these bytes, its signature checked against its own public key; raises `Damaged`."""
+    raw = unpack(data)
+    if type(raw) is not list or len(raw) != 9 or raw[0] != crypto.FORMAT or raw[1] != "memos shred":
+        raise Damaged("not a receipt of a shred")
+    if not crypto.verify_signature(raw[7], raw[8], pack(tuple(raw[:8]))):
+        raise Damaged("the receipt's signature is wrong")
+    return Receipt(*raw)
+
+
+def answer(view: View, record: Record, record_hash: bytes, keys: LogKeys) -> dict[str, Any]:
+    """The reply of the call that made this record."""
+    call = BY_NUMBER[record.syscall].name
+    event = record.events[0]
+    if call == "mem_alloc_many":
+        return {"items": [{"cube_id": text_id(e.fields[0]), "version": 1} for e in record.events], "offset": record.seq}
+    if call == "mem_fork":
+        return {"namespace": event.fields[1], "cubes": event.fields[3], "offset": record.seq}
+    if call == "mem_shred":
+        return _shred(view, record, record_hash, keys)
+    reply: dict[str, Any] = {"cube_id": text_id(event.fields[0]), "version": 1, "offset": record.seq}
+    if event.name in (ev.WRITTEN, ev.STATE_CHANGED, ev.UNMERGED):
+        reply["version"] = event.fields[1]
+    if event.name == ev.STATE_CHANGED:
+        reply["state"] = event.fields[2]
+    if call == "mem_fuse":
+        merged = record.events[1].fields[1]
+        reply["sources"] = [{"cube_id": text_id(source), "version": version} for source, version in merged]
+    if call == "mem_unfuse":
+        reply["restored"] = [text_id(source) for source in event.fields[2]]
+    return reply
+
+
+def shredded_by(view: View, record: Record) -> list[bytes]:
+    """Ids of the cubes that a shred record erased, in order of making."""
+    namespace, named, _rebuilt, _hash = next(e for e in record.events if e.name == ev.SHREDDED).fields
+    ids = list(dict.fromkeys([*(view.cubes_below(namespace) if namespace is not None else ()), *named]))
+    cubes = [cube for cube_id in ids if (cube := view.cube(cube_id)) is not None]
+    return sorted(cube.cube_id for cube in cubes if cube.state == "shredded" and cube.changed_seq == record.seq)
+
+
+def _shred(view: View, record: Record, record_hash: bytes, keys: LogKeys) -> dict[str, Any]:
+    event = next(e for e in record.events if e.name == ev.SHREDDED)
+    gone = shredded_by(view, record)
+    erased = set(gone)
+    forks = [
+        text_id(fork)
+        for cube_id in gone
+        for fork in view.forks(cube_id)
+        if fork not in erased and (found := view.cube(fork)) is not None and found.created_seq < record.seq
+    ]
+    report = {
+        "shredded": [text_id(cube_id) for cube_id in gone],
+        "rebuilt": [{"cube_id": text_id(new), "job_id": None, "replaces": text_id(old)} for old, new in event.fields[2]],
+        "forks": forks,
+        "maps": [],
+        "receipt": make_receipt(keys, record, record_hash, gone),
+    }
+    target = event.fields[0]
+    return {"report": report, "offset": record.seq, "cube_id": text_id(event.fields[1][0]) if target is None else None}
+
+
+def public_target(record: Record) -> set[bytes | str]:
+    """Cubes and namespaces that a record names: what a repeated request can be compared with when its private part is gone."""
+    names: set[bytes | str] = set()
+    for event in record.events:
+        match event.name:
+            case ev.ALLOCATED:
+                names |= {event.fields[0], event.fields[1]}
+            case ev.FORKED:
+                names |= {event.fields[0], event.fields[1]}
+            case ev.SHREDDED:
+                names |= {event.fields[0], *event.fields[1]} - {None}
+            case ev.WRITTEN | ev.STATE_CHANGED | ev.UNMERGED:
+                names.add(event.fields[0])
+            case _:
+                pass
+    return names
+
+
+def names_target(record: Record, args: dict[str, Any]) -> bool:
+    """Whether a request with these arguments names what the record names, as far as it is public."""
+    names = public_target(record)
+    cube_id, namespace = args.get("cube_id"), args.get("namespace")
+    if cube_id is not None and raw_id(cube_id) not in names:
+        return False
+    return namespace is None or namespace in names or record.events[0].name == ev.ALLOCATED
+
+
+__all__ = ["Receipt", "answer", "make_receipt", "names_target", "read_receipt", "shredded_by"]

@@ -1,0 +1,57 @@
+"""The embedded log: frames in a column family of the view's own database, so both change in one batch.
+
+Keys of the log family: `f` first_seq u64 → frame; `c` epoch u64 → claim; `t` time u64 → first_seq of the frame whose
+first record has that time. Durable when RocksDB's write-ahead log is flushed to the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from memos_drivers.stores.base import LOG, Store
+
+from ..state import u64
+from .base import Append, last_at_or_before
+
+
+class EmbeddedLog:
+    """Frames in a store. The store's owner holds the single-writer lock."""
+
+    kind = "embedded"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._reader = store.live(LOG)
+
+    def claims(self) -> Iterator[bytes]:
+        for _key, value in self._reader.scan(b"c"):
+            yield value
+
+    def frames(self, from_seq: int = 0) -> Iterator[bytes]:
+        start = b"f" + u64(from_seq)
+        for key, _value in self._reader.scan(b"f", start, reverse=True):
+            start = key
+            break
+        for _key, value in self._reader.scan(b"f", start):
+            yield value
+
+    def begin(self, append: Append) -> None:
+        batch = append.batch
+        if append.claim is not None:
+            batch.put(LOG, b"c" + u64(append.claim[0]), append.claim[1])
+        batch.put(LOG, b"f" + u64(append.first_seq), append.frame)
+        batch.put(LOG, b"t" + u64(append.first_time), u64(append.first_seq))
+        self._store.write(batch)
+
+    def finish(self, append: Append) -> None:
+        self._store.sync()
+
+    def seq_at(self, time: int) -> int | None:
+        if time < 0:
+            return None
+        for _key, value in self._reader.scan(b"t", b"t" + u64(time), reverse=True):
+            return last_at_or_before(self, int.from_bytes(value, "big"), time)
+        return None
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": self.kind, **self._store.describe()}

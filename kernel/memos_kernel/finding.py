@@ -1,0 +1,114 @@
+"""mem_search: what the index proposes, checked against durable state and the caller's rights, then opened.
+
+The last word on every candidate is `visible`: it sees the cube's row as reads do. So a hit is never a version that was
+replaced, hidden, expired or erased, however far the index lags behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from memos_drivers.embed.client import Priority
+from memos_drivers.plaintext.index import SearchQuery
+from memos_syscalls.errors import MemError, MemNoModel
+
+from . import lifecycle
+from .governance import Access, text_id
+from .header import header
+from .reads import SLICE, Point, point_of
+from .state import View
+from .turn import Turn
+
+if TYPE_CHECKING:
+    from .dispatch import Kernel
+
+
+def visible(view: View, access: Access, point: Point, request: Any) -> Callable[[bytes, int], bool]:
+    """The check of one candidate: rights, form, state and expiry, as of the moment that is asked for."""
+    states = lifecycle.SEARCHABLE if request.state is None else frozenset((request.state,))
+
+    def check(cube_id: bytes, version: int) -> bool:
+        cube = view.cube(cube_id)
+        if cube is None or cube.state == lifecycle.SHREDDED or not access.sees(cube.namespace):
+            return False
+        if request.form is not None and cube.form != request.form:
+            return False
+        if not point.past:
+            return version == cube.version and lifecycle.effective(cube.state, cube.expires_at, point.now) in states
+        if view.version_at(cube, point.seq) != version:
+            return False
+        found = view.version(cube, version)
+        if found is None:
+            return False
+        return lifecycle.effective(view.state_at(cube, point.seq), found[0].expires_at, point.now) in states
+
+    return check
+
+
+async def query_vector(kernel: Kernel, request: Any) -> tuple[Any, bool]:
+    """`(vector, missing)`: the query's vector, or whether a model should have made one and could not."""
+    if request.query_embedding is not None:
+        return np.asarray(request.query_embedding, np.float32), False
+    embed = kernel.effects.embed
+    if request.mode == "lexical" or not request.query.strip():
+        return None, False
+    if embed is None:
+        if request.mode == "dense":
+            raise MemNoModel("no embedding model is configured")
+        return None, False
+    try:
+        return (await embed.embed([request.query], Priority.QUERY))[0], False
+    except MemError:
+        if request.mode == "dense":
+            raise
+        # Words alone still answer; the reply says that it is partial.
+        return None, True
+
+
+async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    own = Access(kernel.view, turn.peer.caller)
+    scopes = own.scopes() if request.namespace is None else [own.namespace(request.namespace)]
+    if scopes == []:
+        return {"hits": [], "partial": False}
+    point = point_of(kernel, request)
+    effects = kernel.effects
+    await effects.wait_lexical(max(turn.peer.last_write, 0) if effects.loaded else kernel.opened_at)
+    vector, missing = await query_vector(kernel, request)
+    view = View(kernel.store.snapshot("view"))
+    access = Access(view, turn.peer.caller)
+    index = effects.index
+    query = SearchQuery(
+        text=request.query, vector=vector, k=request.k, mode=request.mode, scopes=scopes, tags=request.tags or (),
+        since=request.since, until=request.until, past=point.past or request.state is not None, explain=request.explain,
+    )  # fmt: skip
+    found = await asyncio.to_thread(index.search, query, visible(view, access, point, request))
+    hits: list[dict[str, Any]] = []
+    for at, hit in enumerate(found):
+        if at % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+        cube = view.cube(hit.cube_id)
+        assert cube is not None, "a candidate that passed the check has a row"
+        try:
+            opened = kernel.vault.open(view, cube, hit.version)
+        except MemError:
+            # Erased between the search and here.
+            continue
+        if opened is None:
+            continue
+        content = opened.content
+        head = header(
+            view, cube, opened.version, opened.private, state=view.state_at(cube, point.seq) if point.past else cube.state,
+            now=point.now, owner=view.owner(cube.namespace),
+        )  # fmt: skip
+        item: dict[str, Any] = {
+            "cube_id": text_id(hit.cube_id), "version": hit.version, "score": float(hit.score), "namespace": cube.namespace,
+            "content": content.decode() if opened.private.encoding == "text" else content, "header": head,
+        }  # fmt: skip
+        if hit.why is not None:
+            item["why"] = hit.why
+        hits.append(item)
+    dense_wanted = request.mode != "lexical"
+    return {"hits": hits, "partial": dense_wanted and (missing or effects.dense_behind)}

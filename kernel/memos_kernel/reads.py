@@ -1,0 +1,492 @@
+"""Calls that append nothing: read, stat, list, history, diff, search, watch and the sys_ calls.
+
+Each handler takes `(kernel, turn, request)` and either answers at once or starts a task that will. Reads see durable
+state. The past is exactly what was live then, with today's rights; what was erased is `ESHREDDED` at every offset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import difflib
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from memos_syscalls import limits
+from memos_syscalls.errors import MemCanceled, MemError, MemInvalid, MemIO, MemNotFound
+from memos_syscalls.table import BY_NAME, BY_NUMBER, Flag
+
+from . import __version__, lifecycle
+from .events import EXPIRED, MERGED, SHREDDED, STATE_CHANGED, UNMERGED, WRITTEN, Damaged, Event, Record
+from .eventlog.base import records
+from .governance import Access, raw_id, text_id
+from .header import header
+from .state import SCHEMA, Cube, Version, View, shown
+from .turn import Turn
+from .vault import Opened
+
+if TYPE_CHECKING:
+    from .dispatch import Kernel
+
+SLICE: Final = 64
+"""Items between two breaths of the loop."""
+
+
+class Point(NamedTuple):
+    """A moment to read at: after record `seq`, at time `now`. `past` is False for the present."""
+
+    seq: int
+    now: int
+    past: bool
+
+
+def point_of(kernel: Kernel, request: Any) -> Point:
+    """The moment that a request asks for."""
+    if request.at_offset is not None:
+        if request.at_offset > kernel.durable.seq:
+            raise MemNotFound(f"offset {request.at_offset} is beyond the head, {kernel.durable.seq}")
+        return Point(request.at_offset, record_time(kernel, request.at_offset), True)
+    if request.at_time is not None:
+        seq = kernel.log.seq_at(min(request.at_time, 2**63 - 1))
+        return Point(-1 if seq is None else min(seq, kernel.durable.seq), request.at_time, True)
+    return Point(kernel.durable.seq, kernel.clock.now(), False)
+
+
+def record_time(kernel: Kernel, seq: int) -> int:
+    for _raw, record in records(kernel.log, seq):
+        return record.time
+    raise Damaged(f"the log has no record {seq}")
+
+
+class Found(NamedTuple):
+    cube: Cube
+    version: int
+    state: str
+    """Recorded state at that moment."""
+    now: int
+
+
+def locate(kernel: Kernel, access: Access, request: Any) -> Found:
+    """The version that a request names, in the state that holds for the moment it asks for."""
+    cube = access.cube(request.cube_id)
+    if request.version is not None:
+        if request.version > cube.version:
+            raise MemNotFound(f"cube {request.cube_id} has no version {request.version}; the newest is {cube.version}")
+        return Found(cube, request.version, cube.state, kernel.clock.now())
+    if request.at_offset is None and request.at_time is None:
+        return Found(cube, cube.version, cube.state, kernel.clock.now())
+    point = point_of(kernel, request)
+    version = access.view.version_at(cube, point.seq)
+    if version is None:
+        raise MemNotFound(f"cube {request.cube_id} did not exist then")
+    state = cube.state if cube.state == lifecycle.SHREDDED else access.view.state_at(cube, point.seq)
+    return Found(cube, version, state, point.now)
+
+
+def composed(kernel: Kernel, access: Access, cube: Cube, opened: Opened) -> bytes:
+    """A composition's content: its members', joined by newlines."""
+    parts: list[bytes] = []
+    for source_id, at, _role in opened.version.lineage:
+        source = access.view.cube(source_id)
+        if source is None or not access.sees(source.namespace):
+            raise MemNotFound(f"a member of composition {text_id(cube.cube_id)} is not there, or not yours")
+        member = kernel.vault.open(access.view, source, at)
+        if member is None:
+            raise Damaged(f"cube {source_id.hex()} has no version {at}")
+        is_composed = (member.private.recipe or {}).get("method") == "compose"
+        parts.append(composed(kernel, access, source, member) if is_composed else member.content)
+    return b"\n".join(parts)
+
+
+def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
+    view = kernel.view
+    access = Access(view, turn.peer.caller)
+    found = locate(kernel, access, request)
+    cube, version, state, now = found
+    past = request.version is not None or request.at_offset is not None or request.at_time is not None
+    if state == lifecycle.SHREDDED:
+        raise lifecycle.refusal(request.cube_id, state, "read")
+    row = view.version(cube, version)
+    if row is None:
+        raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
+    effective = lifecycle.effective(state, row[0].expires_at, now)
+    if effective == lifecycle.EXPIRED and not (past and request.version is not None):
+        raise lifecycle.refusal(request.cube_id, effective, "read")
+    if row[0].payload_bytes > limits.PAYLOAD_CHUNK_BYTES and "content" in request.parts:
+        kernel.spawn(answering(turn, _read_large(kernel, turn, access, found, request)), turn)
+        return
+    opened = kernel.vault.open(view, cube, version)
+    if opened is None:
+        raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
+    turn.answer(_read_reply(kernel, access, found, opened, request, effective))
+
+
+def _read_reply(kernel: Kernel, access: Access, found: Found, opened: Opened, request: Any, effective: str) -> dict[str, Any]:
+    cube = found.cube
+    reply: dict[str, Any] = {
+        "cube_id": request.cube_id, "version": found.version, "form": cube.form, "state": effective,
+        "offset": opened.version.seq,
+    }  # fmt: skip
+    if "header" in request.parts:
+        reply["header"] = header(
+            access.view, cube, opened.version, opened.private, state=effective, now=found.now,
+            owner=access.view.owner(cube.namespace),
+        )  # fmt: skip
+    if "content" in request.parts:
+        content = opened.content
+        if (opened.private.recipe or {}).get("method") == "compose":
+            content = composed(kernel, access, cube, opened)
+        reply["content"] = content.decode() if opened.private.encoding == "text" else content
+    return reply
+
+
+async def _read_large(kernel: Kernel, turn: Turn, access: Access, found: Found, request: Any) -> dict[str, Any] | None:
+    """Content over one chunk is opened off the loop; over 1 MiB it leaves as a sealed memfd."""
+    opened = await asyncio.to_thread(kernel.vault.open, access.view, found.cube, found.version)
+    if opened is None:
+        raise Damaged(f"cube {found.cube.cube_id.hex()} has no version {found.version}")
+    effective = lifecycle.effective(found.state, opened.version.expires_at, found.now)
+    reply = _read_reply(kernel, access, found, opened._replace(content=b""), request, effective)
+    content = opened.content
+    if len(content) <= limits.CONTENT_INLINE_BYTES_MAX:
+        reply["content"] = content.decode() if opened.private.encoding == "text" else content
+        return reply
+    from .fds import sealed_memfd
+
+    del reply["content"]
+    reply |= {"fd": 0, "encoding": opened.private.encoding}
+    turn.answer(reply, [await asyncio.to_thread(sealed_memfd, content)])
+    return None
+
+
+async def answering(turn: Turn, work: Coroutine[Any, Any, dict[str, Any] | None]) -> None:
+    """Run a read's task and turn whatever comes of it into the answer."""
+    try:
+        result = await work
+        if result is not None:
+            turn.answer(result)
+    except MemError as error:
+        turn.fail(error)
+    except Damaged as error:
+        turn.fail(MemIO(str(error), "Run `memctl verify` on the data directory."))
+    except asyncio.CancelledError:
+        turn.fail(MemCanceled("the call was cancelled"))
+        raise
+
+
+def later(work: Callable[[Kernel, Turn, Any], Coroutine[Any, Any, dict[str, Any] | None]]) -> Callable[[Kernel, Turn, Any], None]:
+    """A handler that runs as a task."""
+
+    def handler(kernel: Kernel, turn: Turn, request: Any) -> None:
+        kernel.spawn(answering(turn, work(kernel, turn, request)), turn)
+
+    return handler
+
+
+def stat_of(kernel: Kernel, access: Access, found: Found) -> dict[str, Any]:
+    """A header, also of a cube that has expired or was erased: then what is public of it."""
+    cube = found.cube
+    row = access.view.version(cube, found.version)
+    if row is None:
+        raise Damaged(f"cube {cube.cube_id.hex()} has no version {found.version}")
+    private = None
+    if found.state != lifecycle.SHREDDED:
+        try:
+            private = kernel.vault.open_private(*row)
+        except MemError:
+            # The version is inherited from a source that was erased: its public part is all there is.
+            private = None
+    owner = access.view.owner(cube.namespace)
+    return header(access.view, cube, row[0], private, state=found.state, now=found.now, owner=owner)
+
+
+def mem_stat(kernel: Kernel, turn: Turn, request: Any) -> None:
+    access = Access(kernel.view, turn.peer.caller)
+    turn.answer({"header": stat_of(kernel, access, locate(kernel, access, request))})
+
+
+def _cursor(namespace: str, cube_id: bytes) -> str:
+    return base64.urlsafe_b64encode(cube_id + namespace.encode()).decode()
+
+
+def _after(cursor: str | None) -> tuple[str, bytes] | None:
+    if cursor is None:
+        return None
+    try:
+        raw = base64.urlsafe_b64decode(cursor.encode())
+        return raw[16:].decode(), raw[:16]
+    except ValueError as error:
+        raise MemInvalid("the cursor is not one of this kernel's", "Pass next_cursor of the last page as it is.") from error
+
+
+def _walk(view: View, access: Access, namespace: str | None, after: tuple[str, bytes] | None) -> Iterator[bytes]:
+    for found in view.namespaces(namespace):
+        if (after is not None and found.name < after[0]) or not access.sees(found.name):
+            continue
+        yield from view.cubes_in(found.name, after[1] if after is not None and found.name == after[0] else None)
+
+
+async def mem_list(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    view = View(kernel.store.snapshot("view")) if kernel.view is kernel._live_view else kernel.view  # pyright: ignore[reportPrivateUsage]
+    access = Access(view, turn.peer.caller)
+    if request.namespace is not None:
+        access.namespace(request.namespace)
+    point = point_of(kernel, request)
+    wanted = set(request.tags or ())
+    cubes: list[dict[str, Any]] = []
+    for count, cube_id in enumerate(_walk(view, access, request.namespace, _after(request.cursor))):
+        if count % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+        cube = view.cube(cube_id)
+        if cube is None or (request.form is not None and cube.form != request.form):
+            continue
+        version = view.version_at(cube, point.seq) if point.past else cube.version
+        if version is None:
+            continue
+        recorded = view.state_at(cube, point.seq) if point.past and cube.state != lifecycle.SHREDDED else cube.state
+        shown_header = stat_of(kernel, access, Found(cube, version, recorded, point.now))
+        state = shown_header["state"]
+        if (state != request.state) if request.state is not None else state not in lifecycle.LISTED:
+            continue
+        if request.name is not None and shown_header.get("name") != request.name:
+            continue
+        if wanted and not wanted <= set(shown_header.get("tags", ())):
+            continue
+        if len(cubes) == request.limit:
+            last = cubes[-1]
+            return {"cubes": cubes, "next_cursor": _cursor(last["namespace"], raw_id(last["cube_id"]))}
+        cubes.append(shown_header)
+    return {"cubes": cubes, "next_cursor": None}
+
+
+def mem_history(kernel: Kernel, turn: Turn, request: Any) -> None:
+    access = Access(kernel.view, turn.peer.caller)
+    cube = access.cube(request.cube_id)
+    versions: list[dict[str, Any]] = []
+    for number in range(max(1, cube.version - limits.HISTORY_VERSIONS_MAX + 1), cube.version + 1):
+        found = access.view.version(cube, number)
+        if found is None:
+            continue
+        row: Version = found[0]
+        note = None
+        if cube.state != lifecycle.SHREDDED:
+            try:
+                note = kernel.vault.open_private(*found).note
+            except MemError:
+                # Erased with the source of a fork; the rest of the line is public.
+                note = None
+        versions.append({
+            "version": number, "offset": row.seq, "time": row.time, "actor": row.principal,
+            "syscall": BY_NUMBER[row.syscall].name, "note": note, "form": cube.form, "bytes": row.payload_bytes,
+        })  # fmt: skip
+    turn.answer({"versions": versions})
+
+
+_NOT_COMPARED: Final = frozenset(("version", "updated_at", "offset", "actor", "state", "bytes", "stale"))
+
+
+def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> None:
+    access = Access(kernel.view, turn.peer.caller)
+    cube = access.cube(request.cube_id)
+    if cube.state == lifecycle.SHREDDED:
+        raise lifecycle.refusal(request.cube_id, cube.state, "diff")
+    sides: list[tuple[dict[str, Any], bytes, str]] = []
+    for number in (request.a, request.b):
+        opened = kernel.vault.open(access.view, cube, number) if number <= cube.version else None
+        if opened is None:
+            raise MemNotFound(f"cube {request.cube_id} has no version {number}; the newest is {cube.version}")
+        head = header(access.view, cube, opened.version, opened.private, state=cube.state, now=kernel.clock.now(), owner=None)
+        sides.append((head, opened.content, opened.private.encoding))
+    (old, before, _), (new, after, _) = sides
+    changed = {
+        name: [old.get(name), new.get(name)]
+        for name in sorted(old.keys() | new.keys())
+        if name not in _NOT_COMPARED and old.get(name) != new.get(name)
+    }
+    if "bytes" in (sides[0][2], sides[1][2]):
+        diff = "" if before == after else f"Binary contents differ: {len(before)} and {len(after)} bytes\n"
+    else:
+        lines = difflib.unified_diff(
+            before.decode().splitlines(), after.decode().splitlines(), f"version {request.a}", f"version {request.b}", lineterm=""
+        )
+        diff = "".join(f"{line}\n" for line in lines)
+    turn.answer({"diff": diff, "header": changed})
+
+
+# -- watch -----------------------------------------------------------------------------------------------------------
+
+
+def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[str, Any] | None:
+    """What a watcher is told of an event; None for what it may not see or did not ask for."""
+    if request.events is not None and event.name not in request.events:
+        return None
+    item: dict[str, Any] = {"event": event.name}
+    namespace: str | None = None
+    match event.name:
+        case "cube.allocated":
+            item |= {"cube_id": text_id(event.fields[0]), "version": 1, "namespace": event.fields[1]}
+            namespace = event.fields[1]
+        case "namespace.forked":
+            namespace = item["namespace"] = event.fields[1]
+        case "cubes.shredded" if event.fields[0] is not None:
+            namespace = item["namespace"] = event.fields[0]
+        case _ if event.name in (WRITTEN, STATE_CHANGED, EXPIRED, MERGED, UNMERGED, SHREDDED):
+            first = event.fields[0]
+            if event.name == SHREDDED:
+                first = event.fields[1][0]
+            elif event.name == EXPIRED:
+                first = first[0][0]
+            cube = access.view.cube(first)
+            if cube is None:
+                return None
+            namespace = cube.namespace
+            item |= {"cube_id": text_id(first), "namespace": namespace}
+            if event.name in (WRITTEN, STATE_CHANGED, UNMERGED):
+                item["version"] = event.fields[1]
+            if event.name == STATE_CHANGED:
+                item["state"] = event.fields[2]
+        case _:
+            return None
+    wanted = request.namespace
+    if wanted is not None and namespace != wanted and not namespace.startswith(wanted + "/"):
+        return None
+    return item if access.sees(namespace) else None
+
+
+def _single(record: Record) -> Iterator[Event]:
+    """Events with one cube each: a tick that ends many lives is told cube by cube."""
+    for event in record.events:
+        if event.name == EXPIRED:
+            for pair in event.fields[0]:
+                yield event._replace(fields=[[pair]])
+        elif event.name == SHREDDED and event.fields[0] is None:
+            for cube_id in event.fields[1]:
+                yield event._replace(fields=[None, [cube_id], [], b""])
+        else:
+            yield event
+
+
+async def mem_watch(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any] | None:
+    if request.namespace is not None:
+        Access(kernel.view, turn.peer.caller).namespace(request.namespace)
+    at = kernel.durable.seq + 1 if request.from_offset is None else request.from_offset
+    news = kernel.watch()
+    try:
+        while not turn.finished:
+            sent = 0
+            head = kernel.durable.seq
+            if at <= head:
+                for _raw, record in records(kernel.log, at):
+                    if record.seq > head or sent >= limits.WATCH_ITEMS_PER_TURN_MAX:
+                        break
+                    at = record.seq + 1
+                    sent += 1
+                    access = Access(kernel.view, turn.peer.caller)
+                    events = [item for event in _single(record) if (item := _seen(kernel, access, event, request))]
+                    if events:
+                        call = BY_NUMBER.get(record.syscall)
+                        turn.item({
+                            "offset": record.seq, "time": record.time, "actor": record.principal,
+                            "syscall": call.name if call else "kernel", "events": events,
+                        })  # fmt: skip
+            await turn.peer.writable()
+            if at > kernel.durable.seq:
+                news.clear()
+                await news.wait()
+        return None
+    finally:
+        kernel.unwatch(news)
+
+
+# -- sys -------------------------------------------------------------------------------------------------------------
+
+
+def sys_info(kernel: Kernel, turn: Turn, request: Any) -> None:
+    durable, embed = kernel.durable, kernel.effects.embed
+    info = embed.info if embed is not None else None
+    models = [] if info is None else [{"use": "embedding", "name": info.name, "dims": info.dims, "fingerprint": info.fingerprint}]
+    turn.answer({
+        "abi": limits.ABI, "version": __version__, "log_id": kernel.keys.log_id.hex(), "epoch": kernel.chain.epoch,
+        "head_offset": durable.seq, "head_hash": durable.hash.hex(), "state_digest": shown(durable.digest).hex(),
+        "state_schema": SCHEMA, "log": kernel.log.describe() if turn.peer.caller.admin else {"kind": kernel.log.kind},
+        "public_key": kernel.keys.signer.public_key.hex(), "drivers": ["plaintext"], "models": models,
+        "principal": turn.peer.caller.principal, "admin": turn.peer.caller.admin, "read_only": kernel.read_only,
+    })  # fmt: skip
+
+
+def _census(view: View, access: Access) -> dict[str, Any]:
+    forms: dict[str, int] = {}
+    states: dict[str, int] = {}
+    namespaces: dict[str, dict[str, int]] = {}
+    for namespace in view.namespaces():
+        if not access.sees(namespace.name):
+            continue
+        entry = namespaces.setdefault(namespace.name, {"cubes": 0, "bytes": 0})
+        for cube_id in view.cubes_in(namespace.name):
+            cube = view.cube(cube_id)
+            found = view.version(cube, cube.version) if cube is not None else None
+            if cube is None or found is None:
+                continue
+            forms[cube.form] = forms.get(cube.form, 0) + 1
+            states[cube.state] = states.get(cube.state, 0) + 1
+            entry["cubes"] += 1
+            entry["bytes"] += found[0].payload_bytes
+    return {"forms": forms, "states": states, "namespaces": namespaces, "tiers": {"disk": sum(forms.values())}}
+
+
+async def sys_stats(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    caller = turn.peer.caller
+    view = View(kernel.store.snapshot("view"))
+    census = await asyncio.to_thread(_census, view, Access(view, caller))
+    effects = kernel.effects
+    error = effects.embed_error
+    return {
+        "uptime_s": round(kernel.loop.time() - kernel.started, 3),
+        "connections": kernel.connections(),
+        "calls": {BY_NUMBER[n].name: h.report() for n, h in kernel.stats.items() if h.count} if caller.admin else {},
+        "log": {
+            "head_offset": kernel.durable.seq, "commits": kernel.commits, "records": kernel.committed_records,
+            "records_per_commit": round(kernel.committed_records / max(1, kernel.commits), 2),
+        },
+        "indexes": {
+            "lexical": {"indexed_offset": effects.lexical_seq, "documents": effects.index.documents, "loaded": effects.loaded},
+            "dense": {
+                "indexed_offset": effects.dense_seq, "documents": effects.index.vectors, "dims": effects.index.dims,
+                "error": None if error is None else error.detail,
+            },
+        },
+        "cubes": census,
+        "memory": {"opened_bytes": kernel.vault.opened_bytes, "key_slots_ready": kernel.vault.free_slots},
+    }  # fmt: skip
+
+
+async def sys_snapshot(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    return await kernel.snapshots.make(kernel)
+
+
+async def sys_verify(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    from .verify import verify_live
+
+    return await asyncio.to_thread(verify_live, kernel, request.full)
+
+
+def sys_cancel(kernel: Kernel, turn: Turn, request: Any) -> None:
+    turn.answer({"canceled": turn.peer.cancel(request.call)})
+
+
+def register(kernel: Kernel) -> None:
+    """Put every reading call into the kernel's table; a call without a handler fails here, at start."""
+    from .finding import mem_search
+
+    handlers: dict[str, Callable[[Kernel, Turn, Any], None]] = {
+        "mem_read": mem_read, "mem_stat": mem_stat, "mem_list": later(mem_list), "mem_history": mem_history,
+        "mem_diff": mem_diff, "mem_search": later(mem_search), "mem_watch": later(mem_watch), "sys_info": sys_info,
+        "sys_stats": later(sys_stats), "sys_snapshot": later(sys_snapshot), "sys_verify": later(sys_verify),
+        "sys_cancel": sys_cancel,
+    }  # fmt: skip
+    for call in BY_NAME.values():
+        if not call.flags & Flag.WRITE and call.name != "sys_hello":
+            kernel.reads[call.number] = handlers.pop(call.name)
+    assert not handlers, "every handler has a syscall"
+
+

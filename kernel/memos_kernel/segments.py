@@ -1,0 +1,311 @@
+"""Index segments on disk: encrypted, at most 4,096 cubes each, each under a key of its own (FORMATS §5).
+
+Rows of the index family:
+
+- `g` number u64 → `[slot epoch, slot n, ciphertext]`: one segment, packed by the driver
+- `i` cube_id, number u64 → nothing: which segments list a cube
+- `u` cube_id, version u32 → nothing: documents whose segment was blinded and that wait for a new one
+- `x` cube_id, version u32 → `[slot epoch, slot n, ciphertext]`: one int8 vector under its cube's own key
+- `p` → offset up to which every document is in a segment or a `u` row
+
+A shred destroys the key of every segment that lists the cube before it is answered. A segment is never written again:
+its other documents get `u` rows and go into a new one, opened from the view, so that nothing erased is carried along.
+None of this is needed for correctness of reads: without it the indexes are made from the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from memos_drivers.plaintext import segment as packing
+from memos_drivers.plaintext.documents import Document
+from memos_drivers.plaintext.index import PlaintextIndex
+from memos_drivers.stores.base import INDEX, Batch, Store
+from memos_syscalls import limits
+from memos_syscalls.errors import MemError, MemShredded
+
+from . import crypto, lifecycle
+from . import events as ev
+from .effects import document_of, live_version
+from .eventlog.base import EventLog, records
+from .events import Damaged, Slot, pack, unpack
+from .keystore import KeyStore
+from .state import View, decode_cube, u64
+from .vault import Vault
+
+log_ = logging.getLogger("memos.index")
+
+UNSEALED_MAX: Final = 3 * limits.SEGMENT_CUBES_MAX
+"""Documents that may wait for their vectors before they are sealed without."""
+Key = tuple[bytes, int]
+
+
+class Segments:
+    """Owned by the effects' thread; `blind` runs in the flusher, and the lock is for that."""
+
+    def __init__(self, store: Store, keys: KeyStore, epoch: int, vault: Vault, log: EventLog, log_id: bytes) -> None:
+        self._store = store
+        self._rows = store.live(INDEX)
+        self._keys = keys
+        self._epoch = epoch
+        self._vault = vault
+        self._log = log
+        self._log_id = log_id
+        self._lock = threading.Lock()
+        self._unsealed: dict[Key, None] = {}
+        self._free: list[tuple[Slot, bytes]] = []
+        self._block = 0
+        self._number = 1 + max((int.from_bytes(k[1:], "big") for k, _v in self._rows.scan(b"g", reverse=True)), default=0)
+        self.count = 0
+
+    # -- keeping count -----------------------------------------------------------------------------------------------
+
+    def added(self, keys: list[Key]) -> None:
+        with self._lock:
+            self._unsealed.update(dict.fromkeys(keys))
+
+    def removed(self, cube_ids: list[bytes]) -> None:
+        gone = set(cube_ids)
+        with self._lock:
+            for key in [key for key in self._unsealed if key[0] in gone]:
+                del self._unsealed[key]
+
+    @property
+    def due(self) -> bool:
+        return len(self._unsealed) >= limits.SEGMENT_CUBES_MAX
+
+    # -- sealing -----------------------------------------------------------------------------------------------------
+
+    def seal(self, index: PlaintextIndex, view: View, everything: bool = False) -> None:
+        """Write full segments; with `everything` also a last one that is not full."""
+        while len(self._unsealed) >= limits.SEGMENT_CUBES_MAX or (everything and self._unsealed):
+            with self._lock:
+                keys = list(self._unsealed)[: limits.SEGMENT_CUBES_MAX]
+            if not everything and len(self._unsealed) < UNSEALED_MAX and not index.packed_vectors(keys).any(axis=1).all():
+                return
+            self._seal_one(index, view, keys)
+
+    def _seal_one(self, index: PlaintextIndex, view: View, keys: list[Key]) -> None:
+        documents: list[Document] = []
+        for cube_id, version in keys:
+            document = self._open(view, cube_id, version)
+            if document is not None:
+                documents.append(document)
+        slot, key = self._take_key()
+        vectors = index.packed_vectors([(d.cube_id, d.version) for d in documents])
+        plain = packing.pack(documents, vectors if vectors.shape[1] else None)
+        nonce = os.urandom(crypto.NONCE_BYTES)
+        sealed = crypto.wrap(AESGCM(key), nonce, plain, crypto.aad_of(self._log_id, u64(self._number)))
+        batch = Batch()
+        batch.put(INDEX, b"g" + u64(self._number), pack((*slot, sealed)))
+        for document in documents:
+            batch.put(INDEX, b"i" + document.cube_id + u64(self._number), b"")
+        for cube_id, version in keys:
+            batch.put(INDEX, b"u" + cube_id + version.to_bytes(4, "big"), None)
+        if documents:
+            batch.put(INDEX, b"p", u64(max(max(d.seq for d in documents), self._sealed_seq())))
+        with self._lock:
+            gone = [d.cube_id for d in documents if (c := view.cube(d.cube_id)) is None or c.state == lifecycle.SHREDDED]
+            if gone:
+                # A shred came in between: this segment must not exist.
+                self._keys.destroy([slot])
+            else:
+                self._store.write(batch)
+                self._number += 1
+                self.count += 1
+            for known in keys:
+                if not gone or known[0] in gone:
+                    self._unsealed.pop(known, None)
+
+    def _take_key(self) -> tuple[Slot, bytes]:
+        if not self._free:
+            self._free = self._keys.prepare(self._epoch, self._block)
+            self._block += 1
+        return self._free.pop(0)
+
+    def _sealed_seq(self) -> int:
+        data = self._rows.get(b"p")
+        return -1 if data is None else int.from_bytes(data, "big")
+
+    def _open(self, view: View, cube_id: bytes, version: int) -> Document | None:
+        cube = view.cube(cube_id)
+        if cube is None or cube.state == lifecycle.SHREDDED:
+            return None
+        try:
+            opened = self._vault.open(view, cube, version)
+        except MemShredded:
+            return None
+        if opened is None:
+            return None
+        document = document_of(cube, opened)
+        if document is not None and cube.forked_from is not None and version <= cube.forked_from[1]:
+            document = document._replace(seq=cube.created_seq)
+        return document
+
+    # -- erasing -----------------------------------------------------------------------------------------------------
+
+    def blind(self, cube_ids: list[bytes]) -> None:
+        """Destroy the keys of all segments that list these cubes, durably; then note what they held besides."""
+        with self._lock:
+            numbers = {
+                int.from_bytes(key[17:], "big") for cube_id in cube_ids for key, _value in self._rows.scan(b"i" + cube_id)
+            }
+            slots: list[Slot] = []
+            held: list[Key] = []
+            for number in sorted(numbers):
+                data = self._rows.get(b"g" + u64(number))
+                if data is None:
+                    continue
+                epoch, n, _sealed = unpack(data)
+                slots.append(Slot(epoch, n))
+                held += [(d.cube_id, d.version) for d in self._documents(number, data)[0]]
+            self._keys.destroy(slots)
+            gone = set(cube_ids)
+            batch = Batch()
+            for number in numbers:
+                batch.put(INDEX, b"g" + u64(number), None)
+            for cube_id, version in held:
+                if cube_id not in gone:
+                    batch.put(INDEX, b"u" + cube_id + version.to_bytes(4, "big"), b"")
+                    self._unsealed[cube_id, version] = None
+            for cube_id in cube_ids:
+                for key, _value in self._rows.scan(b"x" + cube_id):
+                    batch.put(INDEX, key, None)
+            self._store.write(batch)
+
+    # -- vectors -----------------------------------------------------------------------------------------------------
+
+    def keep_vector(self, view: View, index: PlaintextIndex, cube_id: bytes, version: int) -> None:
+        """Store a vector that was just set, under its cube's key; none is stored for a cube whose key is gone."""
+        cube = view.cube(cube_id)
+        found = view.version(cube, version) if cube is not None else None
+        if found is None:
+            return
+        raw = index.packed_vectors([(cube_id, version)])[0].tobytes()
+        sealed = self._vault.seal_vector(found[0].slot, cube_id + version.to_bytes(4, "big"), raw)
+        if sealed is not None:
+            batch = Batch()
+            batch.put(INDEX, b"x" + cube_id + version.to_bytes(4, "big"), pack((*found[0].slot, sealed)))
+            self._store.write(batch)
+
+    def vector(self, view: View, cube_id: bytes, version: int) -> Any:
+        """A stored vector, or None."""
+        part = cube_id + version.to_bytes(4, "big")
+        data = self._rows.get(b"x" + part)
+        if data is None:
+            return None
+        epoch, n, sealed = unpack(data)
+        raw = self._vault.open_vector(Slot(epoch, n), part, sealed)
+        return None if raw is None else np.frombuffer(raw, np.int8).astype(np.float32)
+
+    # -- loading -----------------------------------------------------------------------------------------------------
+
+    def load(self, index: PlaintextIndex, view: View) -> None:
+        """Fill an empty index: from segments, then from rows and records that no segment covers."""
+        sealed_seq = self._sealed_seq()
+        edge: set[Key] = set()
+        self.count = 0
+        for key, data in self._rows.scan(b"g"):
+            number = int.from_bytes(key[1:], "big")
+            documents, vectors = self._documents(number, data)
+            if documents:
+                index.add(documents, vectors)
+                self.count += 1
+                edge.update((d.cube_id, d.version) for d in documents if d.seq >= sealed_seq)
+        loose = [(key[1:17], int.from_bytes(key[17:21], "big")) for key, _value in self._rows.scan(b"u")]
+        self._add_loose(index, view, loose)
+        self._add_loose(index, view, (key for key in self._after(view, sealed_seq) if key not in edge))
+        for _key, row in view.scan(b"c"):
+            cube = decode_cube(row)
+            if (live := live_version(cube)) is not None:
+                index.set_live(cube.cube_id, live)
+
+    def _documents(self, number: int, data: bytes) -> tuple[list[Document], Any]:
+        epoch, n, sealed = unpack(data)
+        key = self._keys.key(Slot(epoch, n))
+        if key is None:
+            return [], None
+        try:
+            plain = crypto.unwrap(AESGCM(key), sealed, crypto.aad_of(self._log_id, u64(number)))
+            return packing.unpack(plain)
+        except (crypto.Undecryptable, ValueError) as error:
+            log_.error("index segment %d is damaged and left out (%s); start with --rebuild-indexes to make it again", number, error)
+            return [], None
+
+    def _after(self, view: View, seq: int) -> Iterator[Key]:
+        """Versions that records from `seq` on made, as far as the view has them."""
+        for _raw, record in records(self._log, max(seq, 0)):
+            for event in record.events:
+                if event.name == ev.ALLOCATED:
+                    yield event.fields[0], 1
+                elif event.name == ev.WRITTEN:
+                    yield event.fields[0], event.fields[1]
+                elif event.name == ev.FORKED:
+                    for cube_id in view.cubes_below(event.fields[1]):
+                        cube = view.cube(cube_id)
+                        if cube is not None and cube.created_seq == record.seq and cube.forked_from is not None:
+                            yield cube_id, cube.forked_from[1]
+
+    def _add_loose(self, index: PlaintextIndex, view: View, keys: Any) -> None:
+        batch: list[Document] = []
+        vectors: list[tuple[Key, Any]] = []
+
+        def flush() -> None:
+            index.add(batch)
+            self.added([(d.cube_id, d.version) for d in batch])
+            for key, vector in vectors:
+                try:
+                    index.set_vector(*key, vector)
+                except MemError as error:
+                    log_.warning("a stored vector is left out: %s", error.detail)
+            batch.clear()
+            vectors.clear()
+
+        for cube_id, version in keys:
+            try:
+                document = self._open(view, cube_id, version)
+            except Damaged as error:
+                log_.error("not indexed: %s", error)
+                continue
+            if document is None:
+                continue
+            batch.append(document)
+            vector = self.vector(view, cube_id, version)
+            if vector is None:
+                cube = view.cube(cube_id)
+                opened = None if cube is None else self._vault.open(view, cube, version)
+                if opened is not None and opened.private.embedding is not None:
+                    vector = np.frombuffer(opened.private.embedding, "<f4")
+            if vector is not None:
+                vectors.append(((cube_id, version), vector))
+            if len(batch) >= 512:
+                flush()
+        flush()
+
+    def merged_sources(self, view: View, seq: int) -> list[bytes]:
+        """Cubes that the shred at `seq` brought back or handed on: sources of what it erased."""
+        found: list[bytes] = []
+        for _raw, record in records(self._log, seq):
+            if record.seq != seq:
+                break
+            from .answers import shredded_by
+
+            for cube_id in shredded_by(view, record):
+                cube = view.cube(cube_id)
+                version = view.version(cube, cube.version) if cube else None
+                found += [source for source, _at, _role in version[0].lineage] if version else []
+        return found
+
+    def drop(self) -> None:
+        """Forget everything on disk, so that the next load makes the indexes from the log."""
+        batch = Batch()
+        for prefix in (b"g", b"i", b"u", b"x", b"p"):
+            for key, _value in self._rows.scan(prefix):
+                batch.put(INDEX, key, None)
+        self._store.write(batch)

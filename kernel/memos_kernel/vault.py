@@ -1,0 +1,293 @@
+"""Keys at work: seals drafts into events, opens versions, hands out prepared slots, destroys keys.
+
+- A slot that is handed out is durable already, so an alloc pays no second fsync; `prepare` refills in blocks.
+- `opened` keeps decrypted versions in RAM under a byte budget. Versions never change, so an entry is right for ever;
+  `forget` drops what a shred erased.
+- One lock guards the caches, so that index and long-write threads may open and seal beside the loop.
+- Ids and nonces are random for every encryption attempt. Nothing here writes a log line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from memos_drivers.stores.base import Reader
+from memos_syscalls import limits
+
+from . import crypto, private
+from .decide import Draft, NewPayload, shredded
+from .events import Damaged, Event, Slot
+from .keystore import KeyStore
+from .private import Private
+from .state import Cube, Version, View
+
+CIPHERS_MAX = 8192
+
+
+class OutOfSlots(Exception):
+    """No prepared slot is left; prepare a block and decide again."""
+
+
+class Opened(NamedTuple):
+    """A decrypted version."""
+
+    version: Version
+    private: Private
+    content: bytes
+
+
+class SealedContent(NamedTuple):
+    """Large content that was sealed and stored before its record."""
+
+    payload: list[object]
+    slot: Slot
+
+
+class Vault:
+    def __init__(self, keystore: KeyStore, epoch: int, log_id: bytes, payloads: Reader) -> None:
+        self.keystore = keystore
+        self.epoch = epoch
+        self.log_id = log_id
+        self._payloads = payloads
+        self._lock = threading.Lock()
+        self._next_block = 0
+        self._free: deque[tuple[Slot, bytes]] = deque()
+        self._ciphers: OrderedDict[Slot, tuple[AESGCM, bytes]] = OrderedDict()
+        self._destroyed: set[Slot] = set()
+        """Slots that this process destroyed: a thread that read one just before must not bring it back."""
+        self.pending_payloads: dict[bytes, bytes] = {}
+        """Sealed payloads that are not durable yet."""
+        self._opened: OrderedDict[tuple[bytes, int], Opened] = OrderedDict()
+        self.opened_bytes = 0
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    def prepare(self) -> None:
+        """Make one more block of slots durable. Blocks on the disk: run it in a thread, one at a time."""
+        block, self._next_block = self._next_block, self._next_block + 1
+        self._free.extend(self.keystore.prepare(self.epoch, block))
+
+    def take_slot(self) -> Slot:
+        if not self._free:
+            raise OutOfSlots
+        slot, key = self._free.popleft()
+        self._remember(slot, key)
+        return slot
+
+    def _remember(self, slot: Slot, key: bytes) -> tuple[AESGCM, bytes]:
+        entry = (AESGCM(key), key)
+        with self._lock:
+            if slot in self._destroyed:
+                return entry
+            self._ciphers[slot] = entry
+            if len(self._ciphers) > CIPHERS_MAX:
+                self._ciphers.popitem(last=False)
+        return entry
+
+    def _key(self, slot: Slot) -> tuple[AESGCM, bytes] | None:
+        entry = self._ciphers.get(slot)
+        if entry is not None:
+            return entry
+        if slot in self._destroyed:
+            return None
+        key = self.keystore.key(slot)
+        return None if key is None else self._remember(slot, key)
+
+    def destroy(self, slots: list[Slot]) -> None:
+        """Forget keys here and on disk; returns when that is durable."""
+        with self._lock:
+            self._destroyed.update(slots)
+            for slot in slots:
+                self._ciphers.pop(slot, None)
+        self.keystore.destroy(slots)
+
+    # -- sealing -----------------------------------------------------------------------------------------------------
+
+    def seal(self, drafts: list[Draft], stored: list[tuple[bytes, bytes]]) -> list[Event]:
+        """Events of a decision. Payloads too large to stand in the record are added to `stored` as key and ciphertext."""
+        return [self._seal_one(draft, stored) for draft in drafts]
+
+    def _seal_one(self, draft: Draft, stored: list[tuple[bytes, bytes]]) -> Event:
+        fields = draft.fields
+        for at, value in enumerate(fields):
+            if type(value) is NewPayload:
+                fields = list(fields)
+                fields[at] = self._seal_payload(value, stored)
+                break
+        if draft.private is None or draft.slot is None:
+            return Event(draft.name, 1, fields)
+        entry = self._key(draft.slot)
+        if entry is None:
+            raise shredded(draft.fields[0])
+        random = os.urandom(crypto.ID_BYTES + crypto.NONCE_BYTES)
+        private_id, nonce = random[:16], random[16:]
+        sealed = crypto.wrap(entry[0], nonce, private.encode(draft.private), crypto.aad_of(self.log_id, private_id))
+        return Event(draft.name, 1, fields, (private_id, sealed))
+
+    def _seal_payload(self, new: NewPayload, stored: list[tuple[bytes, bytes]]) -> list[object]:
+        content = cast("bytes | SealedContent", new.content)
+        if isinstance(content, SealedContent):
+            assert content.slot == new.slot, "large content is sealed under the slot that its cube uses"
+            return content.payload
+        entry = self._key(new.slot)
+        assert entry is not None, "a slot that was just taken has its key"
+        random = os.urandom(crypto.ID_BYTES + crypto.NONCE_BYTES)
+        payload_id, nonce = random[:16], random[16:]
+        sealed = crypto.wrap(entry[0], nonce, content, crypto.aad_of(self.log_id, payload_id))
+        self.pending_payloads[payload_id] = sealed
+        inline: bytes | None = sealed
+        if len(sealed) > limits.PAYLOAD_INLINE_BYTES_MAX:
+            stored.append((payload_id, sealed))
+            inline = None
+        return [payload_id, len(content), crypto.sha256(sealed), new.slot, inline]
+
+    def seal_large(self, content: memoryview, slot: Slot, write: Callable[[bytes, bytes], None]) -> SealedContent:
+        """Seal content over one chunk, handing each ciphertext chunk to `write`. For a thread."""
+        entry = self._key(slot)
+        assert entry is not None, "a slot that was just taken has its key"
+        payload_id = os.urandom(crypto.ID_BYTES)
+        size, step = len(content), limits.PAYLOAD_CHUNK_BYTES
+        pieces = (bytes(content[at : at + step]) for at in range(0, size, step))
+        digest = hashlib.sha256()
+        for index, chunk in enumerate(crypto.seal_chunks(entry[1], self.log_id, payload_id, pieces)):
+            digest.update(chunk)
+            write(payload_id + index.to_bytes(4, "big"), chunk)
+        return SealedContent([payload_id, size, digest.digest(), slot, None], slot)
+
+    def seal_vector(self, slot: Slot, part: bytes, raw: bytes) -> bytes | None:
+        """A vector under a cube's key; None when the key is gone."""
+        entry = self._key(slot)
+        if entry is None:
+            return None
+        return crypto.wrap(entry[0], os.urandom(crypto.NONCE_BYTES), raw, crypto.aad_of(self.log_id, b"vector" + part))
+
+    def open_vector(self, slot: Slot, part: bytes, sealed: bytes) -> bytes | None:
+        entry = self._key(slot)
+        if entry is None:
+            return None
+        try:
+            return crypto.unwrap(entry[0], sealed, crypto.aad_of(self.log_id, b"vector" + part))
+        except crypto.Undecryptable as error:
+            raise Damaged(f"a stored vector does not open: {error}") from error
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def open_private(self, version: Version, sealed: bytes) -> Private:
+        """The private part of a version; raises `MemShredded` when its key is gone, `Damaged` when the bytes are wrong."""
+        entry = self._key(version.slot)
+        if entry is None:
+            raise shredded(version.cube_id)
+        return private.decode(self._unwrap(entry[0], sealed, version.private_id, version))
+
+    def open_sealed_private(self, slot: Slot, private_id: bytes, sealed: bytes) -> Private | None:
+        """A private part by its address; None when its key is gone."""
+        entry = self._key(slot)
+        if entry is None:
+            return None
+        try:
+            return private.decode(crypto.unwrap(entry[0], sealed, crypto.aad_of(self.log_id, private_id)))
+        except crypto.Undecryptable as error:
+            raise Damaged(f"a private part under key {slot.epoch}.{slot.n} does not open: {error}") from error
+
+    def _unwrap(self, cipher: AESGCM, sealed: bytes, part_id: bytes, version: Version) -> bytes:
+        try:
+            return crypto.unwrap(cipher, sealed, crypto.aad_of(self.log_id, part_id))
+        except crypto.Undecryptable as error:
+            raise Damaged(f"version {version.version} of cube {version.cube_id.hex()} does not open: {error}") from error
+
+    def sealed_payload(self, version: Version) -> list[bytes]:
+        """Ciphertext of a payload, in one piece or in chunks; raises `Damaged` when it is not there."""
+        payload_id, size = version.payload_id, version.payload_bytes
+        keys = [payload_id]
+        if crypto.is_chunked(size):
+            count = -(-size // limits.PAYLOAD_CHUNK_BYTES)
+            keys = [payload_id + index.to_bytes(4, "big") for index in range(count)]
+        found: list[bytes] = []
+        for key in keys:
+            piece = self.pending_payloads.get(key) or self._payloads.get(key)
+            if piece is None:
+                raise Damaged(f"the payload of version {version.version} of cube {version.cube_id.hex()} is missing")
+            found.append(piece)
+        return found
+
+    def open_content(self, version: Version) -> bytes:
+        entry = self._key(version.payload_slot)
+        if entry is None:
+            raise shredded(version.cube_id)
+        pieces = self.sealed_payload(version)
+        if not crypto.is_chunked(version.payload_bytes):
+            return self._unwrap(entry[0], pieces[0], version.payload_id, version)
+        try:
+            return crypto.open_chunks(entry[1], self.log_id, version.payload_id, pieces)
+        except crypto.Undecryptable as error:
+            raise Damaged(f"version {version.version} of cube {version.cube_id.hex()} does not open: {error}") from error
+
+    def open(self, view: View, cube: Cube, version: int) -> Opened | None:
+        """A version, decrypted; None when the cube has no such version. Raises as the two above."""
+        key = (cube.cube_id, version)
+        opened = self._opened.get(key)
+        if opened is not None and opened.version.payload_slot not in self._destroyed:
+            return opened
+        found = view.version(cube, version)
+        if found is None:
+            return None
+        row, sealed = found
+        opened = Opened(row, self.open_private(row, sealed), self.open_content(row))
+        self.keep(key, opened)
+        return opened
+
+    def keep(self, key: tuple[bytes, int], opened: Opened) -> None:
+        """Remember a decrypted version."""
+        size = len(opened.content) + 512
+        if size > limits.DECODED_CACHE_BYTES // 16:
+            return
+        with self._lock:
+            if key in self._opened or opened.version.payload_slot in self._destroyed:
+                return
+            self._opened[key] = opened
+            self.opened_bytes += size
+            while self.opened_bytes > limits.DECODED_CACHE_BYTES:
+                _key, old = self._opened.popitem(last=False)
+                self.opened_bytes -= len(old.content) + 512
+
+    def forget(self, cube_ids: set[bytes], slots: set[Slot]) -> None:
+        """Drop decrypted versions of these cubes, and of any cube (a fork) whose content these keys sealed."""
+        with self._lock:
+            self._destroyed |= slots
+            for slot in slots:
+                self._ciphers.pop(slot, None)
+            for key in [k for k, o in self._opened.items() if k[0] in cube_ids or o.version.payload_slot in slots]:
+                self.opened_bytes -= len(self._opened.pop(key).content) + 512
+
+
+class ViewOpener:
+    """What decisions use to open versions, the ones that are not durable yet included."""
+
+    def __init__(self, vault: Vault, view: View) -> None:
+        self._vault = vault
+        self._view = view
+
+    def _open(self, cube: Cube, version: int) -> Opened:
+        opened = self._vault.open(self._view, cube, version)
+        if opened is None:
+            raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
+        return opened
+
+    def private(self, cube: Cube, version: int) -> Private:
+        found = self._view.version(cube, version)
+        if found is None:
+            raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
+        return self._vault.open_private(*found)
+
+    def content(self, cube: Cube, version: int) -> bytes:
+        return self._open(cube, version).content

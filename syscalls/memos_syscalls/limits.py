@@ -1,0 +1,97 @@
+"""Every bound of the system, in one place, with its unit in its name.
+
+The relations between bounds are asserted at import, so a change that breaks one cannot start.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+ABI: Final = 1
+"""The ABI's major number, spoken in `sys_hello`."""
+
+# The wire.
+FRAME_BYTES_MAX: Final = 4 * MIB
+"""Largest body of one wire frame; a longer length word is `EMSGSIZE` and closes the connection."""
+WIRE_DEPTH_MAX: Final = 24
+"""Deepest nesting of arrays and maps that a request may have."""
+FDS_PER_FRAME_MAX: Final = 4
+INFLIGHT_PER_CONNECTION_MAX: Final = 1024
+"""Calls in progress on one connection before the kernel stops reading from it."""
+OUTBOX_BYTES_MAX: Final = 8 * MIB
+"""Replies that a slow reader may leave unread before the kernel stops reading its requests."""
+CONNECTIONS_MAX: Final = 4096
+HELLO_SECONDS_MAX: Final = 30
+"""A connection that has not said hello after this long is closed."""
+
+# Contents.
+CONTENT_INLINE_BYTES_MAX: Final = 1 * MIB
+"""Largest content inside a wire frame; larger content travels as a descriptor."""
+CONTENT_BYTES_MAX: Final = 256 * MIB
+"""Largest plaintext content of one version."""
+PAYLOAD_INLINE_BYTES_MAX: Final = 16 * KIB
+"""Payload ciphertext up to this size stands in the record; above, in the payload store."""
+PAYLOAD_CHUNK_BYTES: Final = 512 * KIB
+
+# Log.
+RECORD_BYTES_MAX: Final = 752 * KIB
+FRAME_LOG_BYTES_MAX: Final = 768 * KIB
+FRAME_LOG_OVERHEAD_BYTES_MAX: Final = 4 * KIB
+CHECKPOINT_RECORDS: Final = 1024
+CHECKPOINT_SECONDS: Final = 1
+CLOCK_BEHIND_SECONDS_MAX: Final = 3600
+CLOCK_AHEAD_SECONDS_MAX: Final = 366 * 86_400
+
+# Names and fields.
+NAMESPACE_BYTES_MAX: Final = 512
+NAMESPACE_DEPTH_MAX: Final = 16
+NAME_CHARS_MAX: Final = 512
+TAG_CHARS_MAX: Final = 128
+TAGS_MAX: Final = 64
+LABELS_MAX: Final = 32
+METADATA_BYTES_MAX: Final = 64 * KIB
+NOTE_CHARS_MAX: Final = 2048
+REQUEST_ID_CHARS_MAX: Final = 256
+PARENTS_MAX: Final = 1024
+EMBEDDING_DIMS_MAX: Final = 4096
+TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
+PRIORITY_MAX: Final = 100
+
+# Calls.
+DEADLINE_MS_DEFAULT: Final = 30_000
+DEADLINE_MS_MAX: Final = 24 * 3600 * 1000
+ALLOC_MANY_ITEMS_MAX: Final = 1024
+LIST_ITEMS_DEFAULT: Final = 100
+LIST_ITEMS_MAX: Final = 1000
+SEARCH_HITS_DEFAULT: Final = 10
+SEARCH_HITS_MAX: Final = 1000
+QUERY_CHARS_MAX: Final = 16 * KIB
+FUSE_SOURCES_MAX: Final = 1024
+HISTORY_VERSIONS_MAX: Final = 10_000
+WATCH_ITEMS_PER_TURN_MAX: Final = 256
+TURN_MS_MAX: Final = 5
+"""No turn of the kernel's event loop lasts longer than this; longer work is cut into slices."""
+
+# Storage.
+KEY_SLOTS_PER_BLOCK: Final = 1024
+SEGMENT_CUBES_MAX: Final = 4096
+"""Cubes that one encrypted index segment may list (FORMATS §5)."""
+DISK_RESERVE_BYTES_DEFAULT: Final = 256 * MIB
+DECODED_CACHE_BYTES: Final = 16 * MIB
+"""Decrypted versions kept in RAM for repeated reads."""
+
+assert CONTENT_INLINE_BYTES_MAX < FRAME_BYTES_MAX, "content that may be inline must fit a frame"
+assert OUTBOX_BYTES_MAX >= FRAME_BYTES_MAX, "one full reply must fit the outbox"
+assert PAYLOAD_INLINE_BYTES_MAX < RECORD_BYTES_MAX, "an inline payload must fit a record"
+assert RECORD_BYTES_MAX + FRAME_LOG_OVERHEAD_BYTES_MAX <= FRAME_LOG_BYTES_MAX, "one full record must fit a frame"
+assert METADATA_BYTES_MAX + PAYLOAD_INLINE_BYTES_MAX < RECORD_BYTES_MAX
+assert PAYLOAD_INLINE_BYTES_MAX <= PAYLOAD_CHUNK_BYTES <= CONTENT_BYTES_MAX
+assert LIST_ITEMS_DEFAULT <= LIST_ITEMS_MAX
+assert SEARCH_HITS_DEFAULT <= SEARCH_HITS_MAX
+assert DEADLINE_MS_DEFAULT <= DEADLINE_MS_MAX
+assert WATCH_ITEMS_PER_TURN_MAX <= INFLIGHT_PER_CONNECTION_MAX
+assert SEGMENT_CUBES_MAX < 2**16, "a document's place in its segment fits 16 bits"

@@ -1,0 +1,88 @@
+"""The one table of syscalls. Nothing else knows the list.
+
+Client stubs, shell commands, docs/syscalls.md and the kernel's dispatch are derived from it. To add a call: a
+request and a reply model in messages.py, a line here, a handler in the kernel, and `make docs`.
+
+Numbers are for ever: a number is never used again for another call.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from . import messages as m
+
+
+class Flag(enum.Flag):
+    """What kind of call it is."""
+
+    READ = enum.auto()
+    WRITE = enum.auto()
+    LONG = enum.auto()
+    """May take seconds; runs in slices or off the loop."""
+    STREAM = enum.auto()
+    """Answers with items before its reply."""
+    ADMIN = enum.auto()
+    """Only for the kernel's own uid."""
+    SESSION = enum.auto()
+    """About the connection itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Syscall:
+    """One row: a stable number and name, the models, the flags, the ABI version that brought it, an example for the shell."""
+
+    number: int
+    name: str
+    request: type[m.Request]
+    reply: type[m.Reply]
+    flags: Flag
+    since: int
+    example: str
+    item: type[m.Reply] | None = None
+
+    @property
+    def command(self) -> str:
+        """The shell's word for it: the name without `mem_`, and `sys_` calls whole but for the underscore."""
+        group, _, rest = self.name.partition("_")
+        return rest.replace("_", "-") if group == "mem" else f"sys-{rest}"
+
+
+_READ, _WRITE, _LONG, _ADMIN = Flag.READ, Flag.WRITE, Flag.LONG, Flag.ADMIN
+
+TABLE: Final[tuple[Syscall, ...]] = (
+    Syscall(1, "sys_hello", m.SysHello, m.SysHelloReply, Flag.SESSION, 1, "sys-hello --abi 1"),
+    Syscall(2, "sys_info", m.SysInfo, m.SysInfoReply, _READ, 1, "sys-info"),
+    Syscall(3, "sys_stats", m.SysStats, m.SysStatsReply, _READ, 1, "sys-stats"),
+    Syscall(4, "sys_snapshot", m.SysSnapshot, m.SysSnapshotReply, _LONG | _ADMIN, 1, "sys-snapshot"),
+    Syscall(5, "sys_verify", m.SysVerify, m.SysVerifyReply, _READ | _LONG | _ADMIN, 1, "sys-verify --full"),
+    Syscall(6, "sys_cancel", m.SysCancel, m.SysCancelReply, Flag.SESSION, 1, "sys-cancel 7"),
+    Syscall(16, "mem_alloc", m.MemAlloc, m.Mutated, _WRITE, 1, "alloc --namespace alice 'Biscuit is a beagle' --tags pets"),
+    Syscall(17, "mem_alloc_many", m.MemAllocMany, m.MemAllocManyReply, _WRITE, 1,
+            """alloc-many '[{"namespace": "alice", "content": "Biscuit is a beagle"}]'"""),
+    Syscall(18, "mem_read", m.MemRead, m.MemReadReply, _READ, 1, "read $ID --version 1"),
+    Syscall(19, "mem_stat", m.MemStat, m.MemStatReply, _READ, 1, "stat $ID"),
+    Syscall(20, "mem_list", m.MemList, m.MemListReply, _READ | _LONG, 1, "list --namespace alice --tags pets"),
+    Syscall(21, "mem_write", m.MemWrite, m.Mutated, _WRITE, 1, "write $ID --content 'Biscuit is a whippet' --expect-version 1"),
+    Syscall(22, "mem_free", m.MemFree, m.StateReply, _WRITE, 1, "free $ID"),
+    Syscall(32, "mem_search", m.MemSearch, m.MemSearchReply, _READ | _LONG, 1, "search 'what breed is the dog?' --namespace alice --k 5"),
+    Syscall(48, "mem_compose", m.MemCompose, m.Mutated, _WRITE, 1, "compose $ID $ID2 --namespace alice"),
+    Syscall(49, "mem_fuse", m.MemFuse, m.MemFuseReply, _WRITE | _LONG, 1, "fuse $ID $ID2 --strategy merge"),
+    Syscall(50, "mem_unfuse", m.MemUnfuse, m.MemUnfuseReply, _WRITE, 1, "unfuse $ID"),
+    Syscall(64, "mem_history", m.MemHistory, m.MemHistoryReply, _READ, 1, "history $ID"),
+    Syscall(65, "mem_diff", m.MemDiff, m.MemDiffReply, _READ, 1, "diff $ID 1 2"),
+    Syscall(66, "mem_rollback", m.MemRollback, m.Mutated, _WRITE, 1, "rollback $ID 1"),
+    Syscall(67, "mem_fork", m.MemFork, m.MemForkReply, _WRITE | _LONG, 1, "fork alice alice-what-if"),
+    Syscall(80, "mem_freeze", m.MemFreeze, m.StateReply, _WRITE, 1, "freeze $ID"),
+    Syscall(81, "mem_thaw", m.MemThaw, m.StateReply, _WRITE, 1, "thaw $ID"),
+    Syscall(82, "mem_archive", m.MemArchive, m.StateReply, _WRITE, 1, "archive $ID"),
+    Syscall(83, "mem_restore", m.MemRestore, m.StateReply, _WRITE, 1, "restore $ID"),
+    Syscall(86, "mem_shred", m.MemShred, m.MemShredReply, _WRITE | _LONG, 1, "shred $ID"),
+    Syscall(112, "mem_watch", m.MemWatch, m.Reply, _READ | Flag.STREAM, 1, "watch --namespace alice --from-offset 0", m.WatchItem),
+)  # fmt: skip
+
+BY_NUMBER: Final[dict[int, Syscall]] = {call.number: call for call in TABLE}
+BY_NAME: Final[dict[str, Syscall]] = {call.name: call for call in TABLE}
+assert len(BY_NUMBER) == len(BY_NAME) == len(TABLE), "syscall numbers and names are unique"

@@ -1,0 +1,19 @@
+"""The demonstration is a test: every claim it makes is checked while it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+DEMO_SECONDS_MAX = 120
+
+
+def test_every_claim_of_the_demonstration_holds(tmp_path: Path) -> None:
+    began = time.monotonic()
+    command = [sys.executable, "-m", "memos_tools.demo", "--fast", "--keep", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEMO_SECONDS_MAX, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "What you saw" in done.stdout
+    assert time.monotonic() - began < DEMO_SECONDS_MAX

@@ -1,0 +1,1427 @@
+"""Every syscall as a typed method. GENERATED from the table by `python -m memos_client._generate`: do not edit.
+
+`Calls` and `AsyncCalls` know names and types only; `Kernel` and `AsyncKernel` give them a socket. An argument that is
+left out, or None, takes the kernel's default.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, Literal, Self, TypeVar
+
+from memos_syscalls import messages as m
+
+from ._session import Call, R
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Stream(Iterator[T_co], Generic[T_co]):
+    """Items as the kernel sends them. Close it, or use it in a `with` block, to end the call."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the call; whoever waits for the next item gets StopIteration."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncStream(AsyncIterator[T_co], Generic[T_co]):
+    """Items as the kernel sends them. Close it, or use it in an `async with` block, to end the call."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Ends the call; whoever waits for the next item gets StopAsyncIteration."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+_SYS_INFO: Final = Call("sys_info", m.SysInfoReply)
+_SYS_STATS: Final = Call("sys_stats", m.SysStatsReply)
+_SYS_SNAPSHOT: Final = Call("sys_snapshot", m.SysSnapshotReply)
+_SYS_VERIFY: Final = Call("sys_verify", m.SysVerifyReply)
+_MEM_ALLOC: Final = Call("mem_alloc", m.Mutated)
+_MEM_ALLOC_MANY: Final = Call("mem_alloc_many", m.MemAllocManyReply)
+_MEM_READ: Final = Call("mem_read", m.MemReadReply)
+_MEM_STAT: Final = Call("mem_stat", m.MemStatReply)
+_MEM_LIST: Final = Call("mem_list", m.MemListReply)
+_MEM_WRITE: Final = Call("mem_write", m.Mutated)
+_MEM_FREE: Final = Call("mem_free", m.StateReply)
+_MEM_SEARCH: Final = Call("mem_search", m.MemSearchReply)
+_MEM_COMPOSE: Final = Call("mem_compose", m.Mutated)
+_MEM_FUSE: Final = Call("mem_fuse", m.MemFuseReply)
+_MEM_UNFUSE: Final = Call("mem_unfuse", m.MemUnfuseReply)
+_MEM_HISTORY: Final = Call("mem_history", m.MemHistoryReply)
+_MEM_DIFF: Final = Call("mem_diff", m.MemDiffReply)
+_MEM_ROLLBACK: Final = Call("mem_rollback", m.Mutated)
+_MEM_FORK: Final = Call("mem_fork", m.MemForkReply)
+_MEM_FREEZE: Final = Call("mem_freeze", m.StateReply)
+_MEM_THAW: Final = Call("mem_thaw", m.StateReply)
+_MEM_ARCHIVE: Final = Call("mem_archive", m.StateReply)
+_MEM_RESTORE: Final = Call("mem_restore", m.StateReply)
+_MEM_SHRED: Final = Call("mem_shred", m.MemShredReply)
+_MEM_WATCH: Final = Call("mem_watch", m.WatchItem)
+
+
+class Calls(ABC):
+    """The syscalls of a blocking client."""
+
+    @abstractmethod
+    def _call(self, call: Call[R], args: dict[str, Any]) -> R:
+        """Sends one call and waits for its reply."""
+
+    @abstractmethod
+    def _stream(self, call: Call[R], args: dict[str, Any]) -> Stream[R]:
+        """Starts a call that answers with items."""
+
+    def sys_info(
+        self,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.SysInfoReply:
+        """What this kernel is and where its log stands.
+
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _SYS_INFO,
+            {
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def sys_stats(
+        self,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.SysStatsReply:
+        """Counters and latency histograms.
+
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _SYS_STATS,
+            {
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def sys_snapshot(
+        self,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.SysSnapshotReply:
+        """Write a snapshot of the view (RocksDB checkpoint, position and digest). For the kernel's own uid.
+
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _SYS_SNAPSHOT,
+            {
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def sys_verify(
+        self,
+        *,
+        full: bool | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.SysVerifyReply:
+        """Check the log: chain, MACs, signatures; `full` also decrypts, replays and compares. For the kernel's own uid.
+
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _SYS_VERIFY,
+            {
+                "full": full,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_alloc(
+        self,
+        namespace: str,
+        content: str | bytes,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        semantic_type: str | None = None,
+        origin: m.Origin | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        valid_from: str | int | None = None,
+        valid_to: str | int | None = None,
+        ttl_s: int | None = None,
+        priority: int | None = None,
+        labels: Sequence[str] | None = None,
+        embedding: Sequence[float] | None = None,
+        form: Literal["plaintext"] | None = None,
+        parents: Sequence[str] | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.Mutated:
+        """Make a cube.
+
+        namespace: Where it lives; made on first use and then owned by the caller.
+        content: Text or bytes, at most 1 MiB inline.
+        name: A name; need not be unique.
+        tags: Tags, for filters.
+        semantic_type: fact, preference, event, task, document, message, …
+        origin: Where the content comes from.
+        metadata: Free map, at most 65536 bytes as MessagePack; no floats are hashed.
+        valid_from: When the fact began to hold in the world.
+        valid_to: When it ceased to hold.
+        ttl_s: Seconds from now until the cube expires.
+        priority: Ranking hint.
+        labels: Sensitivity labels.
+        embedding: The content's vector, if the caller has it.
+        form: Memory form.
+        parents: Cubes that this one was made from; erasing one of them erases this too.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_ALLOC,
+            {
+                "namespace": namespace,
+                "content": content,
+                "name": name,
+                "tags": tags,
+                "semantic_type": semantic_type,
+                "origin": origin,
+                "metadata": metadata,
+                "valid_from": valid_from,
+                "valid_to": valid_to,
+                "ttl_s": ttl_s,
+                "priority": priority,
+                "labels": labels,
+                "embedding": embedding,
+                "form": form,
+                "parents": parents,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_alloc_many(
+        self,
+        items: Sequence[m.NewCube | Mapping[str, Any]],
+        *,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemAllocManyReply:
+        """Make many cubes in one record: all or nothing.
+
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_ALLOC_MANY,
+            {
+                "items": items,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_read(
+        self,
+        cube_id: str,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        version: int | None = None,
+        parts: Sequence[Literal["header", "content"]] | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemReadReply:
+        """Read a cube's header and content.
+
+        cube_id: The cube.
+        at_offset: Answer as after the record with this offset.
+        at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
+        version: This version instead of the newest.
+        parts: What to return.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_READ,
+            {
+                "cube_id": cube_id,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "version": version,
+                "parts": parts,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_stat(
+        self,
+        cube_id: str,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        version: int | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemStatReply:
+        """Read a cube's header.
+
+        cube_id: The cube.
+        at_offset: Answer as after the record with this offset.
+        at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
+        version: This version instead of the newest.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_STAT,
+            {
+                "cube_id": cube_id,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "version": version,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_list(
+        self,
+        namespace: str | None = None,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        form: m.Form | None = None,
+        state: m.State | None = None,
+        tags: Sequence[str] | None = None,
+        name: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemListReply:
+        """List cubes, in order of namespace and age.
+
+        namespace: This namespace and all below it.
+        at_offset: Answer as after the record with this offset.
+        at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
+        state: Only this state; without it, all but expired and shredded.
+        tags: Cubes that carry all of these tags.
+        name: Cubes of exactly this name.
+        cursor: `next_cursor` of the last page.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_LIST,
+            {
+                "namespace": namespace,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "form": form,
+                "state": state,
+                "tags": tags,
+                "name": name,
+                "limit": limit,
+                "cursor": cursor,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_write(
+        self,
+        cube_id: str,
+        content: str | bytes | None = None,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        semantic_type: str | None = None,
+        origin: m.Origin | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        valid_from: str | int | None = None,
+        valid_to: str | int | None = None,
+        ttl_s: int | None = None,
+        priority: int | None = None,
+        labels: Sequence[str] | None = None,
+        embedding: Sequence[float] | None = None,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.Mutated:
+        """Make a new version. Fields that are not given stay as they were.
+
+        cube_id: The cube.
+        content: New content; without it the content stays.
+        name: A name; need not be unique.
+        tags: Tags, for filters.
+        semantic_type: fact, preference, event, task, document, message, …
+        origin: Where the content comes from.
+        metadata: Free map, at most 65536 bytes as MessagePack; no floats are hashed.
+        valid_from: When the fact began to hold in the world.
+        valid_to: When it ceased to hold.
+        ttl_s: Seconds from now until the cube expires.
+        priority: Ranking hint.
+        labels: Sensitivity labels.
+        embedding: The content's vector, if the caller has it.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_WRITE,
+            {
+                "cube_id": cube_id,
+                "content": content,
+                "name": name,
+                "tags": tags,
+                "semantic_type": semantic_type,
+                "origin": origin,
+                "metadata": metadata,
+                "valid_from": valid_from,
+                "valid_to": valid_to,
+                "ttl_s": ttl_s,
+                "priority": priority,
+                "labels": labels,
+                "embedding": embedding,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_free(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """End a cube's life: it becomes `expired`, a tombstone whose past stays readable.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_FREE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_search(
+        self,
+        query: str,
+        namespace: str | None = None,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        k: int | None = None,
+        form: m.Form | None = None,
+        tags: Sequence[str] | None = None,
+        state: m.State | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        mode: Literal["hybrid", "dense", "lexical"] | None = None,
+        explain: bool | None = None,
+        query_embedding: Sequence[float] | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemSearchReply:
+        """Find cubes by meaning, by words, or by both.
+
+        query: What to look for.
+        namespace: This namespace and all below it.
+        at_offset: Answer as after the record with this offset.
+        at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
+        tags: Cubes that carry all of these tags.
+        state: Only this state; without it generated, activated and frozen.
+        since: Facts that still held at or after this event time.
+        until: Facts that already held at or before this event time.
+        explain: Say for each hit which retriever found it, at which rank, and why.
+        query_embedding: The query's vector, if the caller has it.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_SEARCH,
+            {
+                "query": query,
+                "namespace": namespace,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "k": k,
+                "form": form,
+                "tags": tags,
+                "state": state,
+                "since": since,
+                "until": until,
+                "mode": mode,
+                "explain": explain,
+                "query_embedding": query_embedding,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_compose(
+        self,
+        cube_ids: Sequence[str],
+        namespace: str,
+        *,
+        name: str | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.Mutated:
+        """Make a cube that refers to others, in order; it reads as their contents joined by newlines.
+
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_COMPOSE,
+            {
+                "cube_ids": cube_ids,
+                "namespace": namespace,
+                "name": name,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_fuse(
+        self,
+        cube_ids: Sequence[str],
+        strategy: Literal["dedupe", "merge", "timeline"],
+        namespace: str | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemFuseReply:
+        """Fuse cubes into one; the sources become `merged` and stay readable.
+
+        strategy: dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time.
+        namespace: Where the fused cube lives; the first source's namespace if absent.
+        params: name: name of the fused cube.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_FUSE,
+            {
+                "cube_ids": cube_ids,
+                "strategy": strategy,
+                "namespace": namespace,
+                "params": params,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_unfuse(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemUnfuseReply:
+        """Undo a fuse: the sources are live again, the fused cube expires.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_UNFUSE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_history(
+        self,
+        cube_id: str,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.MemHistoryReply:
+        """List a cube's versions, oldest first.
+
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_HISTORY,
+            {
+                "cube_id": cube_id,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_diff(
+        self,
+        cube_id: str,
+        a: int,
+        b: int,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.MemDiffReply:
+        """Compare two versions.
+
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_DIFF,
+            {
+                "cube_id": cube_id,
+                "a": a,
+                "b": b,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_rollback(
+        self,
+        cube_id: str,
+        to_version: int,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.Mutated:
+        """Make a new version equal to an old one.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_ROLLBACK,
+            {
+                "cube_id": cube_id,
+                "to_version": to_version,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_fork(
+        self,
+        namespace: str,
+        to: str,
+        *,
+        at_offset: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemForkReply:
+        """Copy a namespace, copy-on-write: the copy has new ids and its own future.
+
+        at_offset: Fork the namespace as it was then.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_FORK,
+            {
+                "namespace": namespace,
+                "to": to,
+                "at_offset": at_offset,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_freeze(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Hold a cube: it refuses change and erasure and does not expire.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_FREEZE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_thaw(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """End a hold.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_THAW,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_archive(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Take a cube out of search; it stays readable and can come back.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_ARCHIVE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_restore(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Bring an archived cube back.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_RESTORE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_shred(
+        self,
+        cube_id: str | None = None,
+        namespace: str | None = None,
+        *,
+        cascade: Literal["rebuild", "shred", "refuse"] | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemShredReply:
+        """Erase content for good, everywhere, and prove it.
+
+        namespace: Every cube in this namespace and below it.
+        cascade: Derived cubes: rebuild what is deterministic and shred the rest, shred all, or refuse if any.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _MEM_SHRED,
+            {
+                "cube_id": cube_id,
+                "namespace": namespace,
+                "cascade": cascade,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_watch(
+        self,
+        namespace: str | None = None,
+        *,
+        from_offset: int | None = None,
+        events: Sequence[str] | None = None,
+        deadline_ms: int | None = None,
+    ) -> Stream[m.WatchItem]:
+        """Follow the log: a stream of records that touch what the caller may read.
+
+        namespace: This namespace and all below it.
+        from_offset: First offset to deliver; without it, only what is new.
+        events: Only these event names.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._stream(
+            _MEM_WATCH,
+            {
+                "namespace": namespace,
+                "from_offset": from_offset,
+                "events": events,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+
+class AsyncCalls(ABC):
+    """The syscalls of an asyncio client. Arguments are explained at the same names of `Calls`."""
+
+    @abstractmethod
+    async def _call(self, call: Call[R], args: dict[str, Any]) -> R:
+        """Sends one call and waits for its reply."""
+
+    @abstractmethod
+    def _stream(self, call: Call[R], args: dict[str, Any]) -> AsyncStream[R]:
+        """Starts a call that answers with items."""
+
+    async def sys_info(
+        self,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.SysInfoReply:
+        """What this kernel is and where its log stands."""
+        return await self._call(
+            _SYS_INFO,
+            {
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def sys_stats(
+        self,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.SysStatsReply:
+        """Counters and latency histograms."""
+        return await self._call(
+            _SYS_STATS,
+            {
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def sys_snapshot(
+        self,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.SysSnapshotReply:
+        """Write a snapshot of the view (RocksDB checkpoint, position and digest). For the kernel's own uid."""
+        return await self._call(
+            _SYS_SNAPSHOT,
+            {
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def sys_verify(
+        self,
+        *,
+        full: bool | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.SysVerifyReply:
+        """Check the log: chain, MACs, signatures; `full` also decrypts, replays and compares. For the kernel's own uid."""
+        return await self._call(
+            _SYS_VERIFY,
+            {
+                "full": full,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_alloc(
+        self,
+        namespace: str,
+        content: str | bytes,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        semantic_type: str | None = None,
+        origin: m.Origin | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        valid_from: str | int | None = None,
+        valid_to: str | int | None = None,
+        ttl_s: int | None = None,
+        priority: int | None = None,
+        labels: Sequence[str] | None = None,
+        embedding: Sequence[float] | None = None,
+        form: Literal["plaintext"] | None = None,
+        parents: Sequence[str] | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.Mutated:
+        """Make a cube."""
+        return await self._call(
+            _MEM_ALLOC,
+            {
+                "namespace": namespace,
+                "content": content,
+                "name": name,
+                "tags": tags,
+                "semantic_type": semantic_type,
+                "origin": origin,
+                "metadata": metadata,
+                "valid_from": valid_from,
+                "valid_to": valid_to,
+                "ttl_s": ttl_s,
+                "priority": priority,
+                "labels": labels,
+                "embedding": embedding,
+                "form": form,
+                "parents": parents,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_alloc_many(
+        self,
+        items: Sequence[m.NewCube | Mapping[str, Any]],
+        *,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemAllocManyReply:
+        """Make many cubes in one record: all or nothing."""
+        return await self._call(
+            _MEM_ALLOC_MANY,
+            {
+                "items": items,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_read(
+        self,
+        cube_id: str,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        version: int | None = None,
+        parts: Sequence[Literal["header", "content"]] | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemReadReply:
+        """Read a cube's header and content."""
+        return await self._call(
+            _MEM_READ,
+            {
+                "cube_id": cube_id,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "version": version,
+                "parts": parts,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_stat(
+        self,
+        cube_id: str,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        version: int | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemStatReply:
+        """Read a cube's header."""
+        return await self._call(
+            _MEM_STAT,
+            {
+                "cube_id": cube_id,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "version": version,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_list(
+        self,
+        namespace: str | None = None,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        form: m.Form | None = None,
+        state: m.State | None = None,
+        tags: Sequence[str] | None = None,
+        name: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemListReply:
+        """List cubes, in order of namespace and age."""
+        return await self._call(
+            _MEM_LIST,
+            {
+                "namespace": namespace,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "form": form,
+                "state": state,
+                "tags": tags,
+                "name": name,
+                "limit": limit,
+                "cursor": cursor,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_write(
+        self,
+        cube_id: str,
+        content: str | bytes | None = None,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        semantic_type: str | None = None,
+        origin: m.Origin | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        valid_from: str | int | None = None,
+        valid_to: str | int | None = None,
+        ttl_s: int | None = None,
+        priority: int | None = None,
+        labels: Sequence[str] | None = None,
+        embedding: Sequence[float] | None = None,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.Mutated:
+        """Make a new version. Fields that are not given stay as they were."""
+        return await self._call(
+            _MEM_WRITE,
+            {
+                "cube_id": cube_id,
+                "content": content,
+                "name": name,
+                "tags": tags,
+                "semantic_type": semantic_type,
+                "origin": origin,
+                "metadata": metadata,
+                "valid_from": valid_from,
+                "valid_to": valid_to,
+                "ttl_s": ttl_s,
+                "priority": priority,
+                "labels": labels,
+                "embedding": embedding,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_free(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """End a cube's life: it becomes `expired`, a tombstone whose past stays readable."""
+        return await self._call(
+            _MEM_FREE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_search(
+        self,
+        query: str,
+        namespace: str | None = None,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        k: int | None = None,
+        form: m.Form | None = None,
+        tags: Sequence[str] | None = None,
+        state: m.State | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        mode: Literal["hybrid", "dense", "lexical"] | None = None,
+        explain: bool | None = None,
+        query_embedding: Sequence[float] | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemSearchReply:
+        """Find cubes by meaning, by words, or by both."""
+        return await self._call(
+            _MEM_SEARCH,
+            {
+                "query": query,
+                "namespace": namespace,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "k": k,
+                "form": form,
+                "tags": tags,
+                "state": state,
+                "since": since,
+                "until": until,
+                "mode": mode,
+                "explain": explain,
+                "query_embedding": query_embedding,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_compose(
+        self,
+        cube_ids: Sequence[str],
+        namespace: str,
+        *,
+        name: str | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.Mutated:
+        """Make a cube that refers to others, in order; it reads as their contents joined by newlines."""
+        return await self._call(
+            _MEM_COMPOSE,
+            {
+                "cube_ids": cube_ids,
+                "namespace": namespace,
+                "name": name,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_fuse(
+        self,
+        cube_ids: Sequence[str],
+        strategy: Literal["dedupe", "merge", "timeline"],
+        namespace: str | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemFuseReply:
+        """Fuse cubes into one; the sources become `merged` and stay readable."""
+        return await self._call(
+            _MEM_FUSE,
+            {
+                "cube_ids": cube_ids,
+                "strategy": strategy,
+                "namespace": namespace,
+                "params": params,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_unfuse(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemUnfuseReply:
+        """Undo a fuse: the sources are live again, the fused cube expires."""
+        return await self._call(
+            _MEM_UNFUSE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_history(
+        self,
+        cube_id: str,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.MemHistoryReply:
+        """List a cube's versions, oldest first."""
+        return await self._call(
+            _MEM_HISTORY,
+            {
+                "cube_id": cube_id,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_diff(
+        self,
+        cube_id: str,
+        a: int,
+        b: int,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.MemDiffReply:
+        """Compare two versions."""
+        return await self._call(
+            _MEM_DIFF,
+            {
+                "cube_id": cube_id,
+                "a": a,
+                "b": b,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_rollback(
+        self,
+        cube_id: str,
+        to_version: int,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.Mutated:
+        """Make a new version equal to an old one."""
+        return await self._call(
+            _MEM_ROLLBACK,
+            {
+                "cube_id": cube_id,
+                "to_version": to_version,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_fork(
+        self,
+        namespace: str,
+        to: str,
+        *,
+        at_offset: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemForkReply:
+        """Copy a namespace, copy-on-write: the copy has new ids and its own future."""
+        return await self._call(
+            _MEM_FORK,
+            {
+                "namespace": namespace,
+                "to": to,
+                "at_offset": at_offset,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_freeze(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Hold a cube: it refuses change and erasure and does not expire."""
+        return await self._call(
+            _MEM_FREEZE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_thaw(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """End a hold."""
+        return await self._call(
+            _MEM_THAW,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_archive(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Take a cube out of search; it stays readable and can come back."""
+        return await self._call(
+            _MEM_ARCHIVE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_restore(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Bring an archived cube back."""
+        return await self._call(
+            _MEM_RESTORE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_shred(
+        self,
+        cube_id: str | None = None,
+        namespace: str | None = None,
+        *,
+        cascade: Literal["rebuild", "shred", "refuse"] | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemShredReply:
+        """Erase content for good, everywhere, and prove it."""
+        return await self._call(
+            _MEM_SHRED,
+            {
+                "cube_id": cube_id,
+                "namespace": namespace,
+                "cascade": cascade,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_watch(
+        self,
+        namespace: str | None = None,
+        *,
+        from_offset: int | None = None,
+        events: Sequence[str] | None = None,
+        deadline_ms: int | None = None,
+    ) -> AsyncStream[m.WatchItem]:
+        """Follow the log: a stream of records that touch what the caller may read."""
+        return self._stream(
+            _MEM_WATCH,
+            {
+                "namespace": namespace,
+                "from_offset": from_offset,
+                "events": events,
+                "deadline_ms": deadline_ms,
+            },
+        )
