@@ -34,7 +34,11 @@ async def serve(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     logging.getLogger("memos").info(
-        "serving %s on %s, epoch %d, head %d", config.data_dir, config.socket, running.kernel.chain.epoch, running.kernel.durable.seq
+        "serving %s on %s, epoch %d, head %d",
+        config.data_dir,
+        config.socket,
+        running.kernel.chain.epoch,
+        running.kernel.durable.seq,
     )
     await stopping.wait()
     if fatal:
@@ -51,7 +55,9 @@ def main() -> None:
         config = load(arguments, dict(os.environ))
     except BadConfig as error:
         sys.exit(f"memosd: {error}")
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr
+    )
     if arguments.check:
         print(f"memosd: the configuration is good: {config.data_dir}, {config.socket}, log {config.log}")
         return

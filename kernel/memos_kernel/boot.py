@@ -31,12 +31,12 @@ from .dispatch import Kernel, shred_slots
 from .effects import Effects
 from .eventlog.base import EventLog, records
 from .eventlog.embedded import EmbeddedLog
-from .events import Damaged, Event
+from .events import Damaged, Event, pack
 from .keystore import KeyStore, WrongKey, lock_directory, sync_directory
 from .segments import Segments
 from .server import Server
 from .snapshot import Snapshots
-from .state import DIGEST_BYTES, META_APPLIED, META_CHECKPOINT, SCHEMA, Tables, View, pack, u64
+from .state import DIGEST_BYTES, META_APPLIED, META_CHECKPOINT, SCHEMA, Tables, View, u64
 from .upcast import current
 from .vault import Vault
 
@@ -248,7 +248,9 @@ def check_clock(config: Config, clock: Clock, head: Head) -> None:
     if behind > limits.CLOCK_BEHIND_SECONDS_MAX * 1_000_000_000:
         raise Refused(f"the clock is {behind // 10**9} s behind the newest record; set it right, or pass --accept-clock")
     if -behind > limits.CLOCK_AHEAD_SECONDS_MAX * 1_000_000_000:
-        raise Refused(f"the clock is {-behind // 10**9 // 86400} days ahead of the newest record; set it right, or pass --accept-clock")
+        raise Refused(
+            f"the clock is {-behind // 10**9 // 86400} days ahead of the newest record; set it right, or pass --accept-clock"
+        )
 
 
 def redo_shreds(view: View, log: EventLog, keystore: KeyStore, segments: Segments) -> None:
@@ -293,24 +295,26 @@ def embedder(config: Config) -> EmbedClient | None:
         return None
     if config.embedder == "minilm":
         return EmbedClient()
-    return EmbedClient({"kind": "http", "url": config.embedder, "model": config.embedder_model, "key_env": config.embedder_key_env})
+    return EmbedClient(
+        {"kind": "http", "url": config.embedder, "model": config.embedder_model, "key_env": config.embedder_key_env}
+    )
 
 
 async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | None = None) -> Running:
     """A serving kernel. Raises `Refused`, or `OSError` for what the machine refuses."""
     clock = clock or RealClock()
-    not_dumpable()                                                # keys stay in this process
+    not_dumpable()  # keys stay in this process
     paths = Paths(config.data_dir)
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        lock = lock_directory(paths.root)                         # one kernel on one directory
+        lock = lock_directory(paths.root)  # one kernel on one directory
     except BlockingIOError:
         holder = (paths.root / "lock").read_text() or "?"
         raise Refused(f"another kernel (pid {holder}) has {paths.root} open; stop it first, or connect to it") from None
     keystore, segment_keys, fresh = open_keys(paths, config.key_path, read_only=config.read_only)
     seed, secret = keystore.secrets()
     keys = LogKeys.derive(keystore.header.log_id, seed, secret)
-    store = RocksStore(paths.db, read_only=config.read_only)      # log, view, payloads, index segments
+    store = RocksStore(paths.db, read_only=config.read_only)  # log, view, payloads, index segments
     log = EmbeddedLog(store)
     if not fresh and keystore.newest_checkpoint is not None and next(iter(log.frames(0)), None) is None:
         raise Refused(f"the log in {paths.db} is empty, but the key store remembers one; restore it from a backup")
@@ -327,7 +331,7 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     segments = Segments(store, segment_keys, epoch, vault, log, keys.log_id)
     view = View(store.live(VIEW))
     if not config.read_only:
-        redo_shreds(view, log, keystore, segments)                # what was erased is erased before anyone asks
+        redo_shreds(view, log, keystore, segments)  # what was erased is erased before anyone asks
         destroy_unnamed(view, keystore)
         if config.rebuild_indexes:
             segments.drop()
@@ -342,12 +346,12 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
         decisions=decisions(strategies()), effects=effects, read_only=config.read_only, on_fatal=on_fatal,
     )  # fmt: skip
     reads.register(kernel)
-    await kernel.start(*opening(kernel, head, epoch, claim_id))   # claim and epoch-open are durable now
+    await kernel.start(*opening(kernel, head, epoch, claim_id))  # claim and epoch-open are durable now
     kernel.snapshots = Snapshots(store, paths.snapshots)
     server = Server(kernel, config.socket, grp.getgrnam(config.group).gr_gid if config.group else None)
     kernel.connections = lambda: len(server.connections)
     kernel.opened_at = kernel.durable.seq
-    effects.start(kernel.durable.seq)                             # indexes load while the socket already answers
+    effects.start(kernel.durable.seq)  # indexes load while the socket already answers
     reserve = config.disk_reserve_mb * limits.MIB
 
     def watch_disk() -> None:

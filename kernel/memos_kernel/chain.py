@@ -99,6 +99,4 @@ class Chain:
         return sealed, signed
 
     def frame(self, first_seq: int, prev_hash: bytes, records: list[bytes]) -> bytes:
-        return ev.encode_frame(
-            self.keys.frame_mac, self.keys.log_id, self.epoch, self.claim_id, first_seq, prev_hash, records
-        )
+        return ev.encode_frame(self.keys.frame_mac, self.keys.log_id, self.epoch, self.claim_id, first_seq, prev_hash, records)

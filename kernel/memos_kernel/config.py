@@ -111,7 +111,9 @@ def _checked(values: dict[str, object]) -> Config:
     if config.embedder not in ("minilm", "none") and not config.embedder.startswith(("http://", "https://")):
         raise BadConfig(f"embedder {config.embedder!r} is neither minilm, none nor a URL")
     if len(os.fsencode(config.socket)) > 107:
-        raise BadConfig(f"the socket path {config.socket} is longer than the 107 bytes that Unix sockets allow; choose a shorter one")
+        raise BadConfig(
+            f"the socket path {config.socket} is longer than the 107 bytes that Unix sockets allow; choose a shorter one"
+        )
     if config.disk_reserve_mb < 0:
         raise BadConfig("disk_reserve_mb is a number of MiB, zero or more")
     return config

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 from memos_syscalls import limits
 
 FORMAT: Final = 1
@@ -96,9 +97,7 @@ def open_chunks(key: bytes, log_id: bytes, payload_id: bytes, chunks: list[bytes
     cipher = AESGCM(subkey(key, b"memos payload", payload_id))
     aad = aad_of(log_id, payload_id)
     try:
-        return b"".join(
-            cipher.decrypt(_chunk_nonce(i, i == len(chunks) - 1), chunk, aad) for i, chunk in enumerate(chunks)
-        )
+        return b"".join(cipher.decrypt(_chunk_nonce(i, i == len(chunks) - 1), chunk, aad) for i, chunk in enumerate(chunks))
     except (InvalidTag, ValueError) as error:
         raise Undecryptable("wrong key, or damaged ciphertext") from error
 
@@ -114,9 +113,7 @@ class Signer:
 
     def __init__(self, seed: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public_key = self._key.public_key().public_bytes(
-            serialization.Encoding.Raw, serialization.PublicFormat.Raw
-        )
+        self.public_key = self._key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
     def sign(self, data: bytes) -> bytes:
         return self._key.sign(data)

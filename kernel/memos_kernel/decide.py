@@ -146,7 +146,9 @@ def decide_alloc_many(tables: Tables, call: Call) -> Decision:
         if item.namespace not in owners:
             access.target(item.namespace)
             owners.add(item.namespace)
-    return Decision([_alloc(access, call, item, content) for item, content in zip(call.request.items, call.contents, strict=True)])
+    return Decision(
+        [_alloc(access, call, item, content) for item, content in zip(call.request.items, call.contents, strict=True)]
+    )
 
 
 def live_cube(access: Access, text: str, now: int) -> Cube:
@@ -263,7 +265,9 @@ def decide_unfuse(tables: Tables, call: Call) -> Decision:
             if source is not None and source.merged_into == cube.cube_id and source_id not in sources:
                 sources.append(source_id)
     if not sources:
-        raise MemInvalid(f"cube {call.request.cube_id} stands for no merged cubes", "Only a cube made by mem_fuse can be unfused.")
+        raise MemInvalid(
+            f"cube {call.request.cube_id} stands for no merged cubes", "Only a cube made by mem_fuse can be unfused."
+        )
     private, slot = _note_part(call, cube)
     return Decision([Draft(ev.UNMERGED, [cube.cube_id, cube.version, sources, slot], private, slot)])
 

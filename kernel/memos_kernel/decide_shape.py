@@ -23,7 +23,6 @@ from .private import Private
 from .reducer import fork_of, shred_targets
 from .state import CONTENT, Cube, Tables
 
-
 Strategy = Callable[[list[Source]], str]
 """A deterministic text fusion: sources in order → the fused text."""
 
@@ -40,9 +39,7 @@ def decide_compose(tables: Tables, call: Call) -> Decision:
     access, request = Access(tables, call.caller), call.request
     members = distinct(access, call, request.cube_ids)
     access.target(request.namespace)
-    private = Private(
-        call.args_hash, name=request.name, origin="fusion", recipe={"method": "compose"}, note=request.actor_note
-    )
+    private = Private(call.args_hash, name=request.name, origin="fusion", recipe={"method": "compose"}, note=request.actor_note)
     lineage = [(cube.cube_id, cube.version, CONTENT) for cube in members]
     return Decision([new_cube(call, request.namespace, b"", private, lineage=lineage)[1]])
 

@@ -26,26 +26,34 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from pydantic import ValidationError
+
 from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Store
 from memos_syscalls import limits
 from memos_syscalls.errors import (
-    MemAgain, MemError, MemFenced, MemInvalid, MemNoCall, MemNoSpace, MemReadOnly, MemTooLarge,
+    MemAgain,
+    MemError,
+    MemFenced,
+    MemInvalid,
+    MemNoCall,
+    MemNoSpace,
+    MemReadOnly,
+    MemTooLarge,
 )  # fmt: skip
 from memos_syscalls.table import BY_NUMBER, TABLE, Flag
-from pydantic import ValidationError
 
 from . import answers, crypto
 from . import events as ev
 from .chain import Chain, LogKeys, Sealed
 from .clock import Clock
-from .decide import Call, Decision, Slot, decide_expired
+from .decide import Call, Decision, decide_expired
 from .decide_shape import Decisions
 from .effects import Effects
 from .eventlog.base import Append, EventLog, record_at
-from .events import Checkpoint, Damaged, Record
+from .events import Checkpoint, Damaged, Record, Slot, pack
 from .private import args_hash
 from .reducer import apply
-from .state import DIGEST_BYTES, META_APPLIED, Tables, View, pack
+from .state import DIGEST_BYTES, META_APPLIED, Tables, View, cube_id_of, shown
 from .stats import Histogram
 from .turn import Peer, Turn
 from .vault import OutOfSlots, SealedContent, Vault, ViewOpener
@@ -82,17 +90,17 @@ class Entry(NamedTuple):
 class Fresh:
     """Ids for one decision: cube ids of the record's time, slots from the vault."""
 
-    __slots__ = ("_given", "_time", "_vault")
+    __slots__ = ("_given", "_made", "_time", "_vault")
 
     def __init__(self, vault: Vault, time: int, given: Slot | None = None) -> None:
         self._vault = vault
         self._time = time
         self._given = given
+        self._made = -1
 
     def cube_id(self) -> bytes:
-        bits = os.urandom(10)
-        head = (self._time // 1_000_000).to_bytes(6, "big")
-        return head + bytes(((bits[0] & 0x0F) | 0x70, bits[1], (bits[2] & 0x3F) | 0x80)) + bits[3:]
+        self._made += 1
+        return cube_id_of(self._time, self._made, int.from_bytes(os.urandom(5), "big"))
 
     def slot(self) -> Slot:
         if self._given is not None:
@@ -199,7 +207,9 @@ class Kernel:
         """An append or apply went wrong: say so and end. Callers learn that their outcome is unknown when we close."""
         if self.stopped is None:
             self.stopped = f"{what}: {error}"
-            log_.critical("%s: %s: %s. The kernel stops; restart it, nothing acknowledged is lost", what, type(error).__name__, error)
+            log_.critical(
+                "%s: %s: %s. The kernel stops; restart it, nothing acknowledged is lost", what, type(error).__name__, error
+            )
             self.on_fatal(self.stopped)
 
     def spawn(self, coroutine: Any, turn: Turn | None = None) -> asyncio.Task[None]:
@@ -220,6 +230,7 @@ class Kernel:
             peer.done(call_id)
             return None
         turn = Turn(peer, call_id, syscall, self.stats[number])
+        request: Any = None
         try:
             request = syscall.request.model_validate(args)
             if syscall.flags & Flag.ADMIN and not peer.caller.admin:
@@ -334,7 +345,9 @@ class Kernel:
             raise MemFenced("the kernel stops", outcome="unknown") from error
         self._enqueue(sealed, turn, decision)
 
-    def _enqueue(self, sealed: Sealed, turn: Turn | None, decision: Decision | None, checkpoint: Checkpoint | None = None) -> None:
+    def _enqueue(
+        self, sealed: Sealed, turn: Turn | None, decision: Decision | None, checkpoint: Checkpoint | None = None
+    ) -> None:
         if checkpoint is None:
             self.chain.push(sealed)
         changes, payloads = self.tables.take()
@@ -365,8 +378,6 @@ class Kernel:
         if not self.chain.uncovered:
             return
         time = self.chain.next_time(self.clock.now())
-        from .state import shown
-
         sealed, checkpoint = self.chain.checkpoint(shown(self.tables.digest), time)
         apply(self.tables, sealed.record)
         self._enqueue(sealed, None, None, checkpoint)
@@ -377,7 +388,9 @@ class Kernel:
         self._gate = deque()
         self.spawn(work, turn)
 
-    async def _write_long(self, turn: Turn, request: Any, decide: Any, mac: bytes | None, raw: list[Any], digest: bytes) -> None:
+    async def _write_long(
+        self, turn: Turn, request: Any, decide: Any, mac: bytes | None, raw: list[Any], digest: bytes
+    ) -> None:
         """A write whose decision takes long, or that needs more slots, or whose content is stored beforehand."""
         try:
             await self.drained()
@@ -389,7 +402,16 @@ class Kernel:
             if len(contents) == 1 and crypto.is_chunked(len(contents[0])):
                 given = self._slot_for(request)
                 contents[0] = await asyncio.to_thread(self._store_large_in_thread, contents[0], given)
-            call = Call(request, turn.peer.caller, self.chain.seq + 1, time, Fresh(self.vault, time, given), self.opener, digest, contents)
+            call = Call(
+                request,
+                turn.peer.caller,
+                self.chain.seq + 1,
+                time,
+                Fresh(self.vault, time, given),
+                self.opener,
+                digest,
+                contents,
+            )
             decision, sealed = await asyncio.to_thread(self._decide_in_thread, turn, decide, call, mac)
             if turn.finished:
                 # Cancelled or too late: nothing was appended, and nothing will be.
@@ -630,8 +652,10 @@ class Kernel:
             if event.private is None:
                 continue
             found = self.view.cube(event.fields[0])
-            slot = Slot(*event.fields[{ev.ALLOCATED: 5, ev.WRITTEN: 4}[event.name]]) if event.name in (ev.ALLOCATED, ev.WRITTEN) else (
-                found.slot if found else None
+            slot = (
+                Slot(*event.fields[{ev.ALLOCATED: 5, ev.WRITTEN: 4}[event.name]])
+                if event.name in (ev.ALLOCATED, ev.WRITTEN)
+                else (found.slot if found else None)
             )
             opened = None if slot is None else self.vault.open_sealed_private(slot, *event.private)
             if opened is not None:
@@ -654,7 +678,10 @@ class Kernel:
         def run() -> None:
             if self.stopped is None:
                 work()
-                self._timers[:] = [self.loop.call_later(seconds, run), *(t for t in self._timers if not t.cancelled() and t.when() > self.loop.time())]
+                self._timers[:] = [
+                    self.loop.call_later(seconds, run),
+                    *(t for t in self._timers if not t.cancelled() and t.when() > self.loop.time()),
+                ]
 
         self._timers.append(self.loop.call_later(seconds, run))
 
@@ -705,7 +732,10 @@ def is_long(turn: Turn, request: Any, contents: list[Any]) -> bool:
 
 def invalid(error: ValidationError) -> MemInvalid:
     """The first problems of a request, in words."""
-    said = [f"{'.'.join(str(p) for p in e['loc']) or 'request'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()[:3]]
+    said = [
+        f"{'.'.join(str(p) for p in e['loc']) or 'request'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors()[:3]
+    ]
     return MemInvalid("; ".join(said))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
 from memos_drivers.embed.client import EmbedClient
 from memos_drivers.plaintext.documents import Document
 from memos_drivers.plaintext.index import PlaintextIndex
@@ -38,6 +39,7 @@ TEXT_CHARS_MAX: Final = 32_768
 """Characters of a content that are indexed; the rest is found through them."""
 EMBED_BATCH: Final = 32
 FORK_SLICE: Final = 256
+DENSE_PATIENCE_SECONDS: Final = 0.5
 
 Op = tuple[str, int, Any]
 """`(kind, seq, argument)`: add a document, set a cube's live version, remove cubes, copy a fork's documents."""
@@ -136,6 +138,14 @@ class Effects:
     def dense_behind(self) -> bool:
         return self.index.oldest_missing() is not None
 
+    async def wait_dense(self) -> None:
+        """Give a short backlog of vectors a moment; a long one is not worth waiting for."""
+        until = asyncio.get_running_loop().time() + DENSE_PATIENCE_SECONDS
+        while self.embed is not None and self.embed_error is None and asyncio.get_running_loop().time() < until:
+            if not 0 < len(self.index.missing_vectors(EMBED_BATCH)) < EMBED_BATCH:
+                return
+            await asyncio.sleep(0.01)
+
     async def wait_lexical(self, seq: int) -> None:
         """Return when the words of every record up to `seq` are indexed."""
         if self.lexical_seq >= seq:
@@ -158,6 +168,16 @@ class Effects:
         """Load what is stored, then follow the log. `head_seq` is where the view stands."""
         self.offered_seq = max(self.offered_seq, head_seq)
         self._tasks = [asyncio.create_task(self._pump(head_seq)), asyncio.create_task(self._pump_dense())]
+        if self.embed is not None:
+            self._tasks.append(asyncio.create_task(self._warm_up(self.embed)))
+
+    async def _warm_up(self, embed: EmbedClient) -> None:
+        """Start the embedder before the first search needs it."""
+        try:
+            await embed.embed(["warm"])
+        except MemError as error:
+            self.embed_error = error
+            log_.warning("no embedder, searches use words alone: %s", error)
 
     async def _pump(self, head_seq: int) -> None:
         await asyncio.to_thread(self._segments.load, self.index, self._view())
@@ -247,7 +267,9 @@ class Effects:
             return None, None
         text = bytes(content[: 4 * TEXT_CHARS_MAX]).decode(errors="ignore")[:TEXT_CHARS_MAX]
         tags = tuple(private.tags)
-        return Document(cube_id, version, seq, cube.namespace, text, tags, private.valid_from, private.valid_to), private.embedding
+        return Document(
+            cube_id, version, seq, cube.namespace, text, tags, private.valid_from, private.valid_to
+        ), private.embedding
 
     def _copy_fork(self, view: View, seq: int, target: str) -> None:
         fresh: list[Document] = []

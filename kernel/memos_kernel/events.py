@@ -83,16 +83,6 @@ class Slot(NamedTuple):
     n: int
 
 
-class Payload(NamedTuple):
-    """A payload as an event names it."""
-
-    payload_id: bytes
-    bytes: int
-    digest: bytes
-    slot: Slot
-    inline: bytes | None
-
-
 class Event(NamedTuple):
     name: str
     schema: int

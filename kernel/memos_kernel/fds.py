@@ -35,7 +35,9 @@ def mapped(fd: int) -> memoryview:
     """The bytes of a descriptor: mapped when it is sealed; anything else is refused, for a file that shrinks under a
     mapping would kill the process."""
     if not is_sealed(fd):
-        raise MemInvalid("a descriptor must be a memfd sealed against shrink, grow and write", "Let the client library make it.")
+        raise MemInvalid(
+            "a descriptor must be a memfd sealed against shrink, grow and write", "Let the client library make it."
+        )
     size = os.fstat(fd).st_size
     if size > limits.CONTENT_BYTES_MAX:
         raise MemTooLarge(f"content of {size} bytes is over the limit of {limits.CONTENT_BYTES_MAX}")

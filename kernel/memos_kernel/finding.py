@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from memos_drivers.embed.client import Priority
 from memos_drivers.plaintext.index import SearchQuery
 from memos_syscalls.errors import MemError, MemNoModel
@@ -77,6 +78,8 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     effects = kernel.effects
     await effects.wait_lexical(max(turn.peer.last_write, 0) if effects.loaded else kernel.opened_at)
     vector, missing = await query_vector(kernel, request)
+    if vector is not None:
+        await effects.wait_dense()
     view = View(kernel.store.snapshot("view"))
     access = Access(view, turn.peer.caller)
     index = effects.index

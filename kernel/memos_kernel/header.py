@@ -62,5 +62,3 @@ def is_stale(view: View, version: Version) -> bool:
         if role == CONTENT and cube is not None and cube.version > at:
             return True
     return False
-
-

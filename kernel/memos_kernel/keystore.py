@@ -4,7 +4,7 @@ Invariants:
 
 - a data key exists on disk only wrapped (AES-256-GCM under a key derived from the master key, AAD log_id ‖ slot)
 - a slot is durable before it is handed out, and is used by the epoch that made it only
-- a destroyed slot is 128 zero bytes but for its state byte, overwritten in place and fsynced
+- a destroyed slot keeps its address and its state; where its key was are zeros, overwritten in place and fsynced
 - the header exists twice, written in turn, each with its own SHA-256: a torn write leaves the other
 
 File `slots`: two headers of 8 KiB, then slots of 128 bytes:
@@ -28,9 +28,10 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from memos_syscalls import limits
 
 from . import crypto
@@ -139,7 +140,8 @@ class KeyStore:
     @property
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest signed checkpoint that this key store remembers: finds a log that was cut back."""
-        return Checkpoint(*self.header.checkpoint) if self.header.checkpoint else None  # type: ignore[arg-type]
+        fields: Any = self.header.checkpoint
+        return Checkpoint(*fields) if fields else None
 
     # -- slots -------------------------------------------------------------------------------------------------------
 
@@ -190,7 +192,7 @@ class KeyStore:
         state, _fmt, epoch, n, _key_id, wrapped = _SLOT.unpack(os.pread(self._fd, SLOT_BYTES, at))
         if state != LIVE:
             return None
-        if (epoch, n) != slot:
+        if (epoch, n) != (slot.epoch, slot.n):
             raise Damaged(f"key slot {slot.epoch}.{slot.n} holds the name of another")
         try:
             return crypto.unwrap(self._kek, wrapped, self._slot_aad(slot))
@@ -224,7 +226,7 @@ class KeyStore:
 
 
 def _pack_header(header: Header) -> bytes:
-    body = pack(header)
+    body: bytes = pack(header)
     rest = len(body).to_bytes(4, "little") + body
     data = crypto.sha256(rest) + rest
     assert len(data) <= HEADER_BYTES

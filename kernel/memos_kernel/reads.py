@@ -17,8 +17,8 @@ from memos_syscalls.errors import MemCanceled, MemError, MemInvalid, MemIO, MemN
 from memos_syscalls.table import BY_NAME, BY_NUMBER, Flag
 
 from . import __version__, lifecycle
-from .events import EXPIRED, MERGED, SHREDDED, STATE_CHANGED, UNMERGED, WRITTEN, Damaged, Event, Record
 from .eventlog.base import records
+from .events import EXPIRED, MERGED, SHREDDED, STATE_CHANGED, UNMERGED, WRITTEN, Damaged, Event, Record
 from .governance import Access, raw_id, text_id
 from .header import header
 from .state import SCHEMA, Cube, Version, View, shown
@@ -174,7 +174,9 @@ async def answering(turn: Turn, work: Coroutine[Any, Any, dict[str, Any] | None]
         raise
 
 
-def later(work: Callable[[Kernel, Turn, Any], Coroutine[Any, Any, dict[str, Any] | None]]) -> Callable[[Kernel, Turn, Any], None]:
+def later(
+    work: Callable[[Kernel, Turn, Any], Coroutine[Any, Any, dict[str, Any] | None]],
+) -> Callable[[Kernel, Turn, Any], None]:
     """A handler that runs as a task."""
 
     def handler(kernel: Kernel, turn: Turn, request: Any) -> None:
@@ -307,7 +309,11 @@ def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> None:
         diff = "" if before == after else f"Binary contents differ: {len(before)} and {len(after)} bytes\n"
     else:
         lines = difflib.unified_diff(
-            before.decode().splitlines(), after.decode().splitlines(), f"version {request.a}", f"version {request.b}", lineterm=""
+            before.decode().splitlines(),
+            after.decode().splitlines(),
+            f"version {request.a}",
+            f"version {request.b}",
+            lineterm="",
         )
         diff = "".join(f"{line}\n" for line in lines)
     turn.answer({"diff": diff, "header": changed})
@@ -321,7 +327,7 @@ def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[st
     if request.events is not None and event.name not in request.events:
         return None
     item: dict[str, Any] = {"event": event.name}
-    namespace: str | None = None
+    namespace: str = ""
     match event.name:
         case "cube.allocated":
             item |= {"cube_id": text_id(event.fields[0]), "version": 1, "namespace": event.fields[1]}
@@ -331,7 +337,7 @@ def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[st
         case "cubes.shredded" if event.fields[0] is not None:
             namespace = item["namespace"] = event.fields[0]
         case _ if event.name in (WRITTEN, STATE_CHANGED, EXPIRED, MERGED, UNMERGED, SHREDDED):
-            first = event.fields[0]
+            first: Any = event.fields[0]
             if event.name == SHREDDED:
                 first = event.fields[1][0]
             elif event.name == EXPIRED:
@@ -404,7 +410,9 @@ async def mem_watch(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any] 
 def sys_info(kernel: Kernel, turn: Turn, request: Any) -> None:
     durable, embed = kernel.durable, kernel.effects.embed
     info = embed.info if embed is not None else None
-    models = [] if info is None else [{"use": "embedding", "name": info.name, "dims": info.dims, "fingerprint": info.fingerprint}]
+    models = (
+        [] if info is None else [{"use": "embedding", "name": info.name, "dims": info.dims, "fingerprint": info.fingerprint}]
+    )
     turn.answer({
         "abi": limits.ABI, "version": __version__, "log_id": kernel.keys.log_id.hex(), "epoch": kernel.chain.epoch,
         "head_offset": durable.seq, "head_hash": durable.hash.hex(), "state_digest": shown(durable.digest).hex(),
@@ -461,7 +469,8 @@ async def sys_stats(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
 
 
 async def sys_snapshot(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    return await kernel.snapshots.make(kernel)
+    result: dict[str, Any] = await kernel.snapshots.make(kernel)
+    return result
 
 
 async def sys_verify(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
@@ -488,5 +497,3 @@ def register(kernel: Kernel) -> None:
         if not call.flags & Flag.WRITE and call.name != "sys_hello":
             kernel.reads[call.number] = handlers.pop(call.name)
     assert not handlers, "every handler has a syscall"
-
-

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from . import crypto, lifecycle
 from . import events as ev
-from .events import Damaged, Event, Record, Slot
-from .state import META_CHECKPOINT, Cube, Namespace, Tables, Version, decode_cube, pack, parts_of, u64
+from .events import Damaged, Event, Record, Slot, pack
+from .state import META_CHECKPOINT, Cube, Namespace, Tables, Version, cube_id_of, decode_cube, parts_of, u64
 
 
 def apply(tables: Tables, record: Record) -> None:
@@ -156,11 +156,9 @@ def apply_unmerged(tables: Tables, record: Record, event: Event) -> None:
     _set_state(tables, record, fused, lifecycle.EXPIRED, expires_at=None)
 
 
-def derived_id(record_time: int, seq: int, source: bytes) -> bytes:
-    """The id of a forked cube: a UUIDv7 of the record's time whose random bits come from record and source."""
-    bits = crypto.sha256(b"memos fork" + u64(seq) + source)
-    head = (record_time // 1_000_000).to_bytes(6, "big")
-    return head + bytes(((bits[0] & 0x0F) | 0x70, bits[1], (bits[2] & 0x3F) | 0x80)) + bits[3:10]
+def derived_id(record_time: int, seq: int, order: int, source: bytes) -> bytes:
+    """The id of a forked cube: a UUIDv7 of the record's time, in the order of the sources."""
+    return cube_id_of(record_time, order, int.from_bytes(crypto.sha256(b"memos fork" + u64(seq) + source)[:5], "big"))
 
 
 def apply_forked(tables: Tables, record: Record, event: Event) -> None:
@@ -172,7 +170,7 @@ def apply_forked(tables: Tables, record: Record, event: Event) -> None:
     copies: list[Cube] = []
     for name, cube_id in members:
         cube = _cube(tables, record, cube_id)
-        if (copy := fork_of(tables, cube, at_seq, record)) is not None:
+        if (copy := fork_of(tables, cube, at_seq, record, len(copies))) is not None:
             copies.append(copy._replace(namespace=target + name[len(source) :]))
     made = {copy.forked_from[0]: copy.cube_id for copy in copies if copy.forked_from}
     for copy in copies:
@@ -191,7 +189,7 @@ def apply_forked(tables: Tables, record: Record, event: Event) -> None:
             tables.put(b"e" + u64(copy.expires_at) + copy.cube_id, b"")
 
 
-def fork_of(tables: Tables, cube: Cube, at_seq: int, record: Record) -> Cube | None:
+def fork_of(tables: Tables, cube: Cube, at_seq: int, record: Record, order: int = 0) -> Cube | None:
     """The copy of one cube as it was after `at_seq`, or None when it was not alive then or is erased now."""
     if cube.state == lifecycle.SHREDDED or (version := tables.version_at(cube, at_seq)) is None:
         return None
@@ -205,7 +203,7 @@ def fork_of(tables: Tables, cube: Cube, at_seq: int, record: Record) -> Cube | N
     # A hold is on the original; its copy is free.
     state = lifecycle.ACTIVATED if state == lifecycle.FROZEN else state
     return Cube(
-        crypto.FORMAT, derived_id(record.time, record.seq, cube.cube_id), cube.namespace, cube.form, record.time,
+        crypto.FORMAT, derived_id(record.time, record.seq, order, cube.cube_id), cube.namespace, cube.form, record.time,
         record.seq, version, state, record.seq, None, expires_at, (cube.cube_id, version), cube.merged_into,
     )  # fmt: skip
 
@@ -220,7 +218,7 @@ def shred_targets(tables: Tables, event: Event) -> list[Cube]:
 
 
 def apply_shredded(tables: Tables, record: Record, event: Event) -> None:
-    replaced = {old: new for old, new in event.fields[2]}
+    replaced: dict[bytes, bytes] = dict(event.fields[2])
     targets = shred_targets(tables, event)
     gone = {cube.cube_id for cube in targets}
     for cube in targets:

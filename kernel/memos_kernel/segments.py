@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from memos_drivers.plaintext import segment as packing
 from memos_drivers.plaintext.documents import Document
 from memos_drivers.plaintext.index import PlaintextIndex
@@ -235,7 +236,9 @@ class Segments:
             plain = crypto.unwrap(AESGCM(key), sealed, crypto.aad_of(self._log_id, u64(number)))
             return packing.unpack(plain)
         except (crypto.Undecryptable, ValueError) as error:
-            log_.error("index segment %d is damaged and left out (%s); start with --rebuild-indexes to make it again", number, error)
+            log_.error(
+                "index segment %d is damaged and left out (%s); start with --rebuild-indexes to make it again", number, error
+            )
             return [], None
 
     def _after(self, view: View, seq: int) -> Iterator[Key]:

@@ -164,7 +164,9 @@ class Connection:
     def _hello(self, call_id: int, number: int, args: dict[str, Any]) -> None:
         self._inflight -= 1
         if self.refused:
-            self._malformed(MemDenied("this user id stands for nobody in particular", "Map the caller's uid into this namespace."), call_id)
+            self._malformed(
+                MemDenied("this user id stands for nobody in particular", "Map the caller's uid into this namespace."), call_id
+            )
         elif number != HELLO or type(args.get("abi")) is not int:
             self._malformed(MemProtocol("the first call on a connection is sys_hello with the ABI's number"), call_id)
         elif args["abi"] != limits.ABI:
@@ -205,7 +207,12 @@ class Connection:
     def done(self, call_id: int) -> None:
         self._inflight -= 1
         self._turns.pop(call_id, None)
-        if not self._reading and not self._serving and not self.closed and self._inflight < limits.INFLIGHT_PER_CONNECTION_MAX // 2:
+        if (
+            not self._reading
+            and not self._serving
+            and not self.closed
+            and self._inflight < limits.INFLIGHT_PER_CONNECTION_MAX // 2
+        ):
             self._go_on()
 
     def cancel(self, call_id: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
-from memos_syscalls.errors import MemError, MemTimeout
+from memos_syscalls.errors import MemError, MemTimeout, Outcome
 from memos_syscalls.table import Syscall
 
 from .governance import Caller
@@ -73,7 +73,7 @@ class Turn:
     def expire(self) -> None:
         """The deadline passed."""
         if not self.finished:
-            outcome = "unknown" if self.appended else "none"
+            outcome: Outcome = "unknown" if self.appended else "none"
             self.fail(MemTimeout(f"{self.syscall.name} took longer than its deadline", outcome=outcome))
             if self.cancel is not None:
                 self.cancel.cancel()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from memos_drivers.stores.base import Reader
 from memos_syscalls import limits
 

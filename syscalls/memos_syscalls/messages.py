@@ -265,7 +265,9 @@ class MemList(Past):
     tags: Tags | None = Field(None, description="Cubes that carry all of these tags.")
     name: Name | None = Field(None, description="Cubes of exactly this name.")
     limit: Annotated[int, Field(ge=1, le=limits.LIST_ITEMS_MAX)] = limits.LIST_ITEMS_DEFAULT
-    cursor: Annotated[str, StringConstraints(max_length=2048)] | None = Field(None, description="`next_cursor` of the last page.")
+    cursor: Annotated[str, StringConstraints(max_length=2048)] | None = Field(
+        None, description="`next_cursor` of the last page."
+    )
 
 
 class MemListReply(Reply):
@@ -288,7 +290,9 @@ class MemWrite(HeaderFields, CubeMutation):
     """Make a new version. Fields that are not given stay as they were."""
 
     content: str | bytes | None = Field(None, description="New content; without it the content stays.")
-    fd: Annotated[int, Field(ge=0, lt=limits.FDS_PER_FRAME_MAX)] | None = Field(None, description="Larger content, as in mem_alloc.")
+    fd: Annotated[int, Field(ge=0, lt=limits.FDS_PER_FRAME_MAX)] | None = Field(
+        None, description="Larger content, as in mem_alloc."
+    )
     encoding: Literal["text", "bytes"] | None = None
 
     @model_validator(mode="after")

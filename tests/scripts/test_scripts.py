@@ -1,6 +1,6 @@
 """Golden transcripts: memsh commands, and under each what a real kernel answered.
 
-A line that begins with `> ` is a command, one with `#` a comment (a blank line stands before it); the other lines are
+A line that begins with `> ` is a command, one with `# ` a comment (a blank line stands before it); the other lines are
 output, standard output and errors together. What differs from run to run is written as a placeholder: cube ids as `$ID1`,
 `$ID2`, … in order of appearance, `<time>`, `<hash>`, `<offset>`, `<score>`, `<size>`, `<me>`; runs of blanks become
 two blanks.
@@ -35,6 +35,7 @@ _RULES = (
     (re.compile(r"^(v\d+\s+)\d+(\s+<time>)"), r"\1<offset>\2"),
     (re.compile(r"^\d+ <time>"), "<offset> <time>"),
     (re.compile(r"(\$ID\d+\s+v\d+\s+)\d+\.\d{4}\b"), r"\1<score>"),
+    (re.compile(r"\bthe head, \d+"), "the head, <offset>"),
     (re.compile(r"--cursor \S+"), "--cursor <cursor>"),
     (re.compile(r"receipt of \d+ bytes"), "receipt of <size> bytes"),
     (re.compile(r"\buid:\d+"), "uid:<me>"),
@@ -70,8 +71,8 @@ def transcript(kernel: Kernel, script: str) -> str:
     placeholders = Placeholders()
     lines: list[str] = []
     for line in script.splitlines():
-        if line.startswith("#"):
-            lines += [line] if not lines or lines[-1].startswith("#") else ["", line]
+        if line.startswith("# "):
+            lines += [line] if not lines or lines[-1].startswith("# ") else ["", line]
         if not line.startswith("> "):
             continue
         lines.append(line)

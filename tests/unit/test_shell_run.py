@@ -46,9 +46,8 @@ class Stub:
 
     def mem_read(self, **args: Any) -> m.MemReadReply:
         self.calls.append(("mem_read", args))
-        return m.MemReadReply(
-            cube_id=ID, version=1, form="plaintext", state="generated", offset=17, content=b"\x00\xff", fd=None
-        )
+        reply = {"cube_id": ID, "version": 1, "form": "plaintext", "state": "generated", "offset": 17, "content": b"\x00\xff"}
+        return m.MemReadReply.model_validate(reply)
 
     def mem_watch(self, **args: Any) -> Iterator[m.WatchItem]:
         for offset in range(3, 100):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import itertools
 import signal
 import subprocess
 import sys
@@ -125,9 +126,14 @@ def text_of(content: str | bytes | None) -> str:
     return content if isinstance(content, str) else ""
 
 
-def quoted(content: str | bytes | None, size: int = 100) -> str:
+def quoted(content: str | bytes | None, needle: str = "", size: int = 110) -> str:
+    """Content, or the part of a long one that holds the needle."""
     text = text_of(content)
-    return text if len(text) <= size else text[: size - 1] + "…"
+    if len(text) <= size:
+        return text
+    at = text.lower().find(needle.lower()) + len(needle)
+    start = 0 if at <= size - 10 else text.find(" ", at - size + 30) + 1
+    return ("…" if start else "") + text[start : start + size].rsplit(" ", 1)[0] + "…"
 
 
 def remember(story: Story, kernel: Kernel) -> None:
@@ -172,14 +178,15 @@ def ask(story: Story, kernel: Kernel) -> None:
         hits = kernel.mem_search(question, namespace="maya", k=5, explain=True).hits
         table = Table(title=question, title_justify="left", title_style="bold", border_style="dim", expand=True)
         table.add_column("memory", ratio=1)
-        for name in ("said on", "record", "found by"):
+        for name in ("said by", "record", "found by"):
             table.add_column(name, no_wrap=True)
         place = next((at for at, hit in enumerate(hits) if answer.lower() in text_of(hit.content).lower()), None)
         for at, hit in enumerate(hits[: max(3, (place or 0) + 1)]):
             header = hit.header or kernel.mem_stat(hit.cube_id).header
-            memory = Text(quoted(hit.content, 120), style="bold" if at == place else "")
+            memory = Text(quoted(hit.content, answer), style="bold" if at == place else "")
             memory.highlight_regex(f"(?i){answer}", style="black on yellow")
-            table.add_row(memory, date(header.valid_from), str(header.offset), found_by(hit))
+            said_by = f"{header.metadata.get('speaker', '-')}, {date(header.valid_from)}"
+            table.add_row(memory, said_by, str(header.offset), found_by(hit))
         story.console.print(table)
         story.check(place is not None, f"“{answer}” is among the first hits")
 
@@ -255,7 +262,7 @@ def erase(story: Story, kernel: Kernel) -> None:
     table = Table("erased", "in forks", "receipt, signed", border_style="dim")
     for hit in hits:
         report = kernel.mem_shred(hit.cube_id, actor_note="Maya asked for it").report
-        receipt = f"{report.receipt.hex()[:32]}… ({len(report.receipt)} bytes)"
+        receipt = f"…{report.receipt.hex()[-32:]} ({len(report.receipt)} bytes)"
         table.add_row(str(len(report.shredded)), str(len(report.forks)), receipt)
         story.check(hit.cube_id in report.shredded and bool(report.receipt), "the receipt names the cube")
         try:
@@ -266,7 +273,8 @@ def erase(story: Story, kernel: Kernel) -> None:
     story.console.print(table)
     left = [h for h in kernel.mem_search(SECRET, k=50).hits if SECRET in text_of(h.content)]
     story.check(not left, "search no longer finds it, nor in the forks")
-    story.check(not traces(story.directory, SECRET.encode()), f"grep {SECRET} over every file of the kernel finds nothing")
+    found = traces(story.directory, SECRET.encode())
+    story.check(not found, f"grep {SECRET} finds it in no file: content is only ever written encrypted")
 
 
 def crash(story: Story, kernel: Kernel) -> Kernel:
@@ -274,22 +282,23 @@ def crash(story: Story, kernel: Kernel) -> Kernel:
     acknowledged: list[tuple[str, str]] = []
     enough = threading.Event()
 
-    def burst() -> None:
+    def burst(name: str) -> None:
         with contextlib.suppress(MemError), Kernel.connect(story.socket) as writer:
-            while True:
-                text = f"burst {len(acknowledged)}"
+            for number in itertools.count(1):
+                text = f"{name} writes line {number}"
                 acknowledged.append((writer.mem_alloc("maya/burst", text).cube_id, text))
                 if len(acknowledged) >= BURST_WRITES:
                     enough.set()
 
-    thread = threading.Thread(target=burst)
-    thread.start()
+    writers = [threading.Thread(target=burst, args=(name,)) for name in ("Maya", "Tomas", "Rosa", "Griet")]
+    for writer in writers:
+        writer.start()
     enough.wait(START_SECONDS_MAX)
     story.end(signal.SIGKILL)
-    thread.join()
+    for writer in writers:
+        writer.join()
     kernel.close()
-    story.show(f"killed after {len(acknowledged)} acknowledged writes")
-    story.check(len(acknowledged) >= BURST_WRITES, "the kernel died in the middle of a burst")
+    story.check(enough.is_set(), f"killed while {len(writers)} clients wrote, {len(acknowledged)} writes acknowledged")
     again, seconds = story.boot()
     story.show(f"back after {seconds:.2f} s, epoch {again.sys_info().epoch}")
     lost = [text for cube_id, text in acknowledged if again.mem_read(cube_id).content != text]

@@ -108,8 +108,8 @@ def _pairs(values: dict[str, Any]) -> Rows:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return value or "-"
     if isinstance(value, dict | list | bytes):
         return to_json(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,467 @@
+"""verify: is this log what the kernel wrote, whole and in order, and is the view what the log says?
+
+`verify_log` walks the stored bytes once and checks, for each offset:
+
+- frames: MAC (with the key), log id, claim in force, first_seq = head + 1, prev_hash = head
+- records: dense seq, epoch, time that only grows, hash chain
+- claims: signature, epoch, known head; the epoch's first record carries the claim's hash
+- genesis: first, once; checkpoints: signature, head, Merkle root over the window, previous checkpoint
+- anchor: a signed checkpoint remembered elsewhere must stand at its offset
+
+`verify_full` also replays into an empty state, compares every checkpoint's digest, the view's digest and rows, and opens
+every payload and private part whose key is alive. Problems come in order of offset, each with what to do; the walk goes
+on after one where that makes sense. Reads only; runs in any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Reader, Store
+from memos_drivers.stores.memory import MemoryReader
+from memos_drivers.stores.rocks import RocksStore
+from memos_syscalls.errors import MemError
+
+from . import crypto, masterkey
+from . import events as ev
+from .chain import LogKeys
+from .eventlog.base import EventLog
+from .eventlog.embedded import EmbeddedLog
+from .events import Checkpoint, Damaged, pack
+from .keystore import KeyStore
+from .reducer import apply
+from .state import DIGEST_BYTES, META_APPLIED, SCHEMA, Tables, View, decode_cube, decode_version, row_hash, shown
+from .upcast import current
+from .vault import Vault
+
+if TYPE_CHECKING:
+    from .dispatch import Kernel
+
+Progress = Callable[[int], None]
+PROBLEMS_MAX: Final = 100
+PROGRESS_EVERY: Final = 4096
+RESTORE: Final = (
+    "Restore the data directory from a backup made before the damage; `memctl check` shows what is good up to here."
+)
+
+
+class Problem(NamedTuple):
+    """One finding: at which offset, what is wrong, what to do."""
+
+    offset: int
+    what: str
+    advice: str = RESTORE
+
+
+class Report(NamedTuple):
+    """What a verification found. `offset` is the last record before the first problem, or the head."""
+
+    ok: bool
+    records: int
+    offset: int
+    problems: list[Problem]
+    checkpoints: int
+    head_hash: bytes
+    digest: bytes | None
+    """State digest of the replay; None when nothing was replayed."""
+
+
+class _Walk:
+    """The state of one walk along the chain."""
+
+    def __init__(self, public_key: bytes | None, frame_mac: bytes | None) -> None:
+        self.public_key = public_key
+        self.frame_mac = frame_mac
+        self.log_id: bytes | None = None
+        self.seq = -1
+        self.hash = crypto.ZERO_HASH
+        self.time = 0
+        self.epoch = 0
+        self.claim_id: bytes | None = None
+        self.expect_open: bytes | None = None
+        self.window: list[bytes] = []
+        self.previous = crypto.ZERO_HASH
+        self.checkpoints = 0
+        self.records = 0
+        self.last_good = -1
+        self.problems: list[Problem] = []
+
+    def problem(self, offset: int, what: str, advice: str = RESTORE) -> None:
+        if not self.problems:
+            self.last_good = offset - 1
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(Problem(offset, what, advice))
+
+    # -- claims ------------------------------------------------------------------------------------------------------
+
+    def claim(self, claims: dict[bytes, tuple[bytes, ev.Claim]], frame: ev.Frame) -> None:
+        """A frame of another claim than the one in force opens an epoch."""
+        found = claims.get(frame.claim_id)
+        offset = frame.first_seq
+        if found is None:
+            self.problem(offset, f"the frame at offset {offset} names a claim that the log does not hold")
+        else:
+            data, claim = found
+            key = self.public_key or claim.public_key
+            if claim.public_key != key or not ev.claim_signature_ok(key, data):
+                self.problem(offset, f"the claim of epoch {claim.epoch} is not signed by this log's key: the log was rewritten")
+            if claim.epoch != frame.epoch or claim.epoch <= self.epoch:
+                self.problem(offset, f"the claim of epoch {claim.epoch} does not follow epoch {self.epoch}")
+            if claim.known_head != self.hash:
+                self.problem(
+                    offset, f"the claim of epoch {claim.epoch} does not name the head before it: records are missing or changed"
+                )
+            self.public_key = key
+            self.expect_open = crypto.sha256(data)
+        self.claim_id, self.epoch = frame.claim_id, frame.epoch
+
+    # -- frames ------------------------------------------------------------------------------------------------------
+
+    def frame(self, data: bytes, claims: dict[bytes, tuple[bytes, ev.Claim]]) -> list[tuple[bytes, ev.Record, bytes]]:
+        """`(bytes, record, hash)` of each record of a frame that can be read."""
+        frame = ev.decode_frame(data)
+        first = frame.first_seq
+        if self.log_id is None:
+            self.log_id = frame.log_id
+        elif frame.log_id != self.log_id:
+            self.problem(first, f"the frame at offset {first} belongs to another log")
+        if self.frame_mac is not None and not ev.frame_mac_ok(self.frame_mac, data):
+            self.problem(
+                first, f"the frame at offset {first} was changed, or was not written by this log's kernel (its MAC is wrong)"
+            )
+        if first != self.seq + 1:
+            what = (
+                f"records {self.seq + 1} to {first - 1} are missing" if first > self.seq + 1 else f"offset {first} stands twice"
+            )
+            self.problem(min(first, self.seq + 1), what)
+        if frame.prev_hash != self.hash:
+            self.problem(first, f"the chain is broken before offset {first}: a record before it was changed, removed or moved")
+        if frame.claim_id != self.claim_id:
+            self.claim(claims, frame)
+        self.seq, self.hash = first - 1, frame.prev_hash
+        return [self.record(raw) for raw in frame.records]
+
+    def record(self, raw: bytes) -> tuple[bytes, ev.Record, bytes]:
+        offset = self.seq + 1
+        hash_ = crypto.record_hash(self.hash, raw)
+        record = ev.decode_record(raw)
+        if record.seq != offset:
+            self.problem(offset, f"the record at offset {offset} says that it is number {record.seq}")
+        if record.epoch != self.epoch:
+            self.problem(offset, f"the record at offset {offset} is of epoch {record.epoch}, its frame of {self.epoch}")
+        if record.time <= self.time:
+            self.problem(offset, f"the record at offset {offset} is not younger than the one before it")
+        first = record.events[0] if record.events else None
+        if offset == 0 and (first is None or first.name != ev.GENESIS):
+            self.problem(0, "the log does not begin with its genesis: its beginning was removed")
+        if first is not None:
+            self._special(offset, first)
+        self.window.append(hash_)
+        self.seq, self.hash, self.time = offset, hash_, record.time
+        self.records += 1
+        return raw, record, hash_
+
+    def _special(self, offset: int, event: ev.Event) -> None:
+        if event.name == ev.GENESIS:
+            log_id, public_key, _schema = event.fields
+            if offset != 0:
+                self.problem(offset, f"offset {offset} is a second genesis")
+            if (self.public_key is not None and public_key != self.public_key) or log_id != self.log_id:
+                self.problem(offset, "the genesis names another key or log: the log was rewritten with a new chain")
+            self.public_key = self.public_key or public_key
+        elif event.name == ev.EPOCH_OPENED:
+            if self.expect_open is None or event.fields[0] != self.expect_open:
+                self.problem(offset, f"epoch.opened at offset {offset} does not carry its claim's hash")
+            self.expect_open = None
+        elif event.name == ev.CHECKPOINT:
+            self._checkpoint(offset, Checkpoint(*event.fields))
+
+    def _checkpoint(self, offset: int, found: Checkpoint) -> None:
+        log_id = self.log_id or b""
+        if self.public_key is None or not crypto.verify_signature(self.public_key, found.signature, found.signed_bytes(log_id)):
+            self.problem(offset, f"the checkpoint at offset {offset} is not signed by this log's key")
+        if (found.head_seq, found.head_hash) != (self.seq, self.hash):
+            self.problem(offset, f"the checkpoint at offset {offset} signs another head: records before it were changed")
+        if found.merkle_root != crypto.merkle_root(self.window):
+            self.problem(offset, f"the checkpoint at offset {offset} has another Merkle root than the records it covers")
+        if found.previous != self.previous:
+            self.problem(
+                offset, f"the checkpoint at offset {offset} does not follow the one before it: a checkpoint is missing"
+            )
+        self.previous = found.hash(log_id)
+        self.window = []
+        self.checkpoints += 1
+
+    def report(self, digest: bytes | None = None) -> Report:
+        ok = not self.problems
+        problems = sorted(self.problems, key=lambda p: p.offset)
+        return Report(ok, self.records, self.seq if ok else self.last_good, problems, self.checkpoints, self.hash, digest)
+
+
+def _claims(log: EventLog, walk: _Walk) -> dict[bytes, tuple[bytes, ev.Claim]]:
+    claims: dict[bytes, tuple[bytes, ev.Claim]] = {}
+    for data in log.claims():
+        try:
+            claim = ev.decode_claim(data)
+            claims[claim.claim_id] = (data, claim)
+        except Damaged as error:
+            walk.problem(0, f"a claim is damaged: {error}")
+    return claims
+
+
+def _walk(
+    log: EventLog, walk: _Walk, anchor: Checkpoint | None, progress: Progress | None,
+    each: Callable[[bytes, ev.Record, bytes], None] | None = None,
+) -> None:  # fmt: skip
+    claims = _claims(log, walk)
+    anchored = anchor is None
+    for data in log.frames(0):
+        expected = walk.seq + 1
+        try:
+            found = walk.frame(data, claims)
+        except Damaged as error:
+            walk.problem(expected, f"the frame at offset {expected} cannot be read: {error}")
+            # Nothing says how many records it held; the next frame tells.
+            continue
+        for raw, record, hash_ in found:
+            if anchor is not None and record.seq == anchor.head_seq:
+                anchored = True
+                if hash_ != anchor.head_hash:
+                    walk.problem(
+                        record.seq,
+                        f"offset {record.seq} is not the record that was signed and kept elsewhere: the log was rewritten",
+                    )
+            if each is not None:
+                each(raw, record, hash_)
+        if progress is not None and walk.records // PROGRESS_EVERY != (walk.records - len(found)) // PROGRESS_EVERY:
+            progress(walk.records)
+    if walk.records == 0:
+        walk.problem(0, "the log holds no record")
+    if walk.expect_open is not None:
+        walk.problem(walk.seq, "the newest epoch has no epoch.opened record")
+    if anchor is not None and not anchored:
+        walk.problem(
+            walk.seq + 1,
+            f"the log ends at offset {walk.seq}, but a signed checkpoint of offset {anchor.head_seq} is remembered: the log was cut back",
+        )
+
+
+def verify_log(
+    log: EventLog, *, public_key: bytes | None, frame_mac: bytes | None, anchor: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Chain, MACs (with `frame_mac`), signatures, checkpoints, anchor. Needs no content key."""
+    walk = _Walk(public_key, frame_mac)
+    _walk(log, walk, anchor, progress)
+    return walk.report()
+
+
+def replay(
+    log: EventLog, to_seq: int | None, tables: Tables, write: Callable[[Batch], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, bytes, int]:  # fmt: skip
+    """Apply the log to empty tables up to `to_seq`; `(seq, head hash, digest sum)` of where it ended.
+
+    With `write`, changes go there in batches of one frame; without, they stay in `tables` as its overlay.
+    """
+    seq, head = -1, crypto.ZERO_HASH
+    for data in log.frames(0):
+        frame = ev.decode_frame(data)
+        head = frame.prev_hash
+        last: ev.Record | None = None
+        for raw in frame.records:
+            record = ev.decode_record(raw)
+            if to_seq is not None and record.seq > to_seq:
+                break
+            apply(tables, current(record))
+            seq, head, last = record.seq, crypto.record_hash(head, raw), record
+            if progress is not None and seq % PROGRESS_EVERY == 0:
+                progress(seq + 1)
+        if last is not None:
+            digest = tables.digest.to_bytes(DIGEST_BYTES, "little")
+            tables.put(META_APPLIED, pack((last.seq, last.time, head, digest, last.epoch)))
+        changes, payloads = tables.take()
+        if write is not None:
+            batch = Batch()
+            batch.puts = [(VIEW, key, value) for key, value in changes.items()]
+            batch.puts += [(PAYLOAD, key, value) for key, value in payloads]
+            write(batch)
+            tables.settle(changes)
+        if to_seq is not None and seq >= to_seq:
+            break
+    return seq, head, tables.digest
+
+
+class _Plain(MemoryReader):
+    """An empty source under a replay's tables: every row is in the overlay."""
+
+
+def verify_full(
+    store: Store, log: EventLog, keys: LogKeys, vault: Vault, progress: Progress | None = None, anchor: Checkpoint | None = None
+) -> Report:
+    """Everything that `verify_log` checks; then replay, compare, decrypt."""
+    walk = _Walk(keys.signer.public_key, keys.frame_mac)
+    tables = Tables(_Plain(), 0)
+    broken: list[Damaged] = []
+
+    def each(_raw: bytes, record: ev.Record, _hash: bytes) -> None:
+        if broken:
+            return
+        first = record.events[0] if record.events else None
+        if first is not None and first.name == ev.CHECKPOINT:
+            found = Checkpoint(*first.fields)
+            if found.state_schema == SCHEMA and found.state_digest != shown(tables.digest):
+                walk.problem(record.seq, f"the checkpoint at offset {record.seq} signs another state than a replay gives")
+        try:
+            apply(tables, current(record))
+        except Damaged as error:
+            broken.append(error)
+            walk.problem(record.seq, f"the record at offset {record.seq} does not fit the state before it: {error}")
+        # The changes stay in the overlay; payload bytes are compared with the store, not kept.
+        tables.payloads.clear()
+        tables.changes.clear()
+
+    _walk(log, walk, anchor, progress, each)
+    if not broken:
+        _compare_view(store.live(VIEW), tables, walk)
+        _open_everything(store, tables, vault, walk, progress)
+    return walk.report(shown(tables.digest))
+
+
+def _compare_view(stored: Reader, tables: Tables, walk: _Walk) -> None:
+    """The stored view's rows against the replay's: by row, so that a changed one is named."""
+    view = View(stored)
+    applied = view.applied()
+    if applied is None:
+        walk.problem(
+            walk.seq, "the view is empty; start the kernel once and it is made again from the log", "Start memosd on it."
+        )
+        return
+    if applied[0] > walk.seq:
+        # A live kernel went on while the log was walked; its newer rows cannot be compared.
+        return
+    advice = "Run `memctl check --repair`: it makes the view again from the log."
+    for prefix in (b"c", b"v", b"n"):
+        stored_rows = dict(stored.scan(prefix))
+        for key, value in tables.overlay.items():
+            if key[:1] == prefix and value is not None and stored_rows.pop(key, None) != value:
+                walk.problem(_row_seq(key, value), f"row {key.hex()} of the view is not what the log says", advice)
+        for key in stored_rows:
+            walk.problem(walk.seq, f"row {key.hex()} of the view is in no record of the log", advice)
+    total = 0
+    for key, value in tables.overlay.items():
+        if value is not None and key[:1] in b"cvn":
+            row = ev.unpack(value)[0] if key[:1] == b"v" else value
+            total += row_hash(key[:1] + row)
+    if total % (1 << 4096) != tables.digest:
+        walk.problem(walk.seq, "the state digest is not the sum of its rows", "Report this: the digest is kept wrongly.")
+    if applied[0] == walk.seq and int.from_bytes(applied[3], "little") != tables.digest:
+        walk.problem(walk.seq, "the digest that the view carries is not the one that the log gives", advice)
+
+
+def _row_seq(key: bytes, value: bytes) -> int:
+    """The record that a row comes from."""
+    if key[:1] == b"v":
+        return decode_version(value)[0].seq
+    if key[:1] == b"c":
+        return decode_cube(value).changed_seq
+    return int(ev.unpack(value)[4])
+
+
+def _open_everything(store: Store, tables: Tables, vault: Vault, walk: _Walk, progress: Progress | None) -> None:
+    """Every private part and payload must match its digest, and open when its key is alive and its cube not erased."""
+    count = 0
+    for key, value in tables.overlay.items():
+        if key[:1] != b"v" or value is None:
+            continue
+        count += 1
+        if progress is not None and count % PROGRESS_EVERY == 0:
+            progress(walk.records + count)
+        row, private = decode_version(value)
+        data = tables.overlay.get(b"c" + row.cube_id)
+        shredded = data is None or decode_cube(data).state == "shredded"
+        try:
+            if crypto.sha256(private) != row.private_digest:
+                walk.problem(row.seq, f"the private part of the record at offset {row.seq} is not the one it was signed with")
+            pieces = vault.sealed_payload(row)
+            if crypto.sha256(b"".join(pieces)) != row.payload_digest:
+                walk.problem(row.seq, f"the payload of the record at offset {row.seq} is not the one it was signed with")
+                continue
+            if shredded:
+                if vault.keystore.key(row.slot) is not None:
+                    walk.problem(
+                        row.seq,
+                        f"a key of the cube erased after offset {row.seq} still exists",
+                        "Start the kernel: it finishes erasures.",
+                    )
+                continue
+            vault.open_private(row, private)
+            if vault.keystore.key(row.payload_slot) is not None:
+                vault.open_content(row)
+        except MemError:
+            walk.problem(
+                row.seq,
+                f"the key of the record at offset {row.seq} is gone, though nothing erased it",
+                "Restore the key store from its backup.",
+            )
+        except Damaged as error:
+            walk.problem(row.seq, str(error))
+
+
+# -- offline -----------------------------------------------------------------------------------------------------------
+
+
+class Offline(AbstractContextManager["Offline"]):
+    """A data directory opened for reading, beside a running kernel or without one."""
+
+    def __init__(self, data_dir: Path, key_file: Path | None, need_key: bool) -> None:
+        self.path = data_dir
+        self.store = RocksStore(data_dir / "db", read_only=True)
+        self.log = EmbeddedLog(self.store)
+        self.keystore: KeyStore | None = None
+        self.segment_keys: KeyStore | None = None
+        self.keys: LogKeys | None = None
+        self.vault: Vault | None = None
+        try:
+            master = masterkey.read(key_file or data_dir / "master.key")
+            if master is None and need_key:
+                raise masterkey.NoKey(f"no master key for {data_dir}: pass --key-file, or set {masterkey.VARIABLE}")
+            if master is not None:
+                self.keystore = KeyStore(data_dir / "keys", master, read_only=True)
+                self.segment_keys = KeyStore(data_dir / "keys", master, read_only=True, name="segments")
+                seed, secret = self.keystore.secrets()
+                self.keys = LogKeys.derive(self.keystore.header.log_id, seed, secret)
+                self.vault = Vault(self.keystore, self.keystore.header.epoch, self.keys.log_id, self.store.live(PAYLOAD))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for opened in (self.keystore, self.segment_keys):
+            if opened is not None:
+                opened.close()
+        self.store.close()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def open_offline(data_dir: Path, key_file: Path | None = None, need_key: bool = False) -> Offline:
+    """Open a data directory read-only. Raises `OSError`, `masterkey.NoKey` or `keystore.WrongKey`, each saying what to do."""
+    return Offline(data_dir, key_file, need_key)
+
+
+def verify_live(kernel: Kernel, full: bool) -> dict[str, Any]:
+    """`sys_verify`: what is durable now. Runs in a thread."""
+    anchor = kernel.vault.keystore.newest_checkpoint
+    if full:
+        report = verify_full(kernel.store, kernel.log, kernel.keys, kernel.vault, anchor=anchor)
+    else:
+        report = verify_log(
+            kernel.log, public_key=kernel.keys.signer.public_key, frame_mac=kernel.keys.frame_mac, anchor=anchor
+        )
+    problems = [f"offset {p.offset}: {p.what}. {p.advice}" for p in report.problems]
+    return {"ok": report.ok, "offset": report.offset, "records": report.records, "problems": problems}
