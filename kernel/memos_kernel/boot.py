@@ -340,7 +340,8 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     claim_id = os.urandom(crypto.ID_BYTES)
     chain = Chain(keys, epoch, claim_id, head.seq, head.hash, head.time)
     chain.window, chain.uncovered, chain.previous_checkpoint = head.window, head.uncovered, head.previous_checkpoint
-    effects = Effects(vault, segments, lambda: View(store.live(VIEW)), None if config.read_only else embedder(config))
+    embed = None if config.read_only else embedder(config)
+    effects = Effects(vault, segments, lambda: kernel.frozen_view(), embed, lambda: kernel.busy)
     kernel = Kernel(
         clock=clock, store=store, log=log, keys=keys, vault=vault, chain=chain, digest=head.digest,
         decisions=decisions(strategies()), effects=effects, read_only=config.read_only, on_fatal=on_fatal,

@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Store
 from memos_syscalls import limits
+from memos_syscalls import messages as m
 from memos_syscalls.errors import (
     MemAgain,
     MemError,
@@ -60,9 +61,14 @@ from .vault import OutOfSlots, SealedContent, Vault, ViewOpener
 
 log_ = logging.getLogger("memos.kernel")
 
+WRITES: Final = frozenset(call.number for call in TABLE if call.flags & Flag.WRITE)
+ADMINS: Final = frozenset(call.number for call in TABLE if call.flags & Flag.ADMIN)
+STREAMS: Final = frozenset(call.number for call in TABLE if call.flags & Flag.STREAM)
+LONGS: Final = frozenset(call.number for call in TABLE if call.flags & Flag.LONG)
 LOW_SLOTS: Final = limits.KEY_SLOTS_PER_BLOCK
 LONG_ITEMS: Final = 48
 """Decisions over more items than this run in a thread, so that no turn of the loop grows long."""
+BUSY_SECONDS: Final = 0.003
 EXPIRIES_PER_RECORD: Final = 1024
 
 
@@ -100,7 +106,7 @@ class Fresh:
 
     def cube_id(self) -> bytes:
         self._made += 1
-        return cube_id_of(self._time, self._made, int.from_bytes(os.urandom(5), "big"))
+        return cube_id_of(self._time, self._made, int.from_bytes(self._vault.randoms.take(5), "big"))
 
     def slot(self) -> Slot:
         if self._given is not None:
@@ -143,6 +149,7 @@ class Kernel:
         """Handlers of calls that append nothing, by number; see reads.py."""
         self._queue: deque[Entry] = deque()
         self._committing = False
+        self._last_commit = 0.0
         self._barriers: deque[tuple[int, Callable[[], None]]] = deque()
         self._gate: deque[Callable[[], None]] | None = None
         self._refilling = False
@@ -158,6 +165,11 @@ class Kernel:
         """Offset at which this kernel began to serve."""
         self.connections: Callable[[], int] = lambda: 0
         self.snapshots: Any = None
+        self.cork: Callable[[], None] = lambda: None
+        """Hold replies back, so that those to one connection leave in one send; `uncork` lets them go."""
+        self.uncork: Callable[[], None] = lambda: None
+        self.owners: dict[str, str | None] = {}
+        """Owners of namespaces that exist; an owner never changes."""
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -233,9 +245,9 @@ class Kernel:
         request: Any = None
         try:
             request = syscall.request.model_validate(args)
-            if syscall.flags & Flag.ADMIN and not peer.caller.admin:
+            if number in ADMINS and not peer.caller.admin:
                 raise answers_denied(syscall.name)
-            if syscall.flags & Flag.WRITE:
+            if number in WRITES:
                 self._write(turn, request, args, contents)
             elif peer.pending_writes and peer.last_write > self.durable.seq:
                 # Read your writes: what this connection wrote before comes first.
@@ -245,14 +257,14 @@ class Kernel:
         except ValidationError as error:
             turn.fail(invalid(error))
         except MemError as error:
-            self._refuse(turn, error, bool(syscall.flags & Flag.WRITE))
+            self._refuse(turn, error, number in WRITES)
         except Damaged as error:
             turn.fail(damaged(error))
         if turn.finished:
             return None
         if turn.timer is None:
-            wait_ms = getattr(request, "deadline_ms", None) or limits.DEADLINE_MS_DEFAULT
-            if not syscall.flags & Flag.STREAM:
+            wait_ms = limits.DEADLINE_MS_DEFAULT if request is None else request.deadline_ms or limits.DEADLINE_MS_DEFAULT
+            if number not in STREAMS:
                 turn.timer = self.loop.call_later(wait_ms / 1000, turn.expire)
         return turn
 
@@ -551,6 +563,7 @@ class Kernel:
         self.view = self._live_view
         self.durable = where
         self.commits += 1
+        self._last_commit = self.loop.time()
         self.committed_records += len(entries)
         self.tables.settle(changes)
         pending = self.vault.pending_payloads
@@ -559,6 +572,7 @@ class Kernel:
                 for key, _sealed in entry.payloads:
                     pending.pop(key, None)
         checkpoint: Checkpoint | None = None
+        self.cork()
         for entry in entries:
             checkpoint = entry.checkpoint or checkpoint
             record, turn = entry.sealed.record, entry.turn
@@ -574,6 +588,7 @@ class Kernel:
             self._in_thread(lambda: self.vault.keystore.update(checkpoint=newest), self._key_store_written)
         while self._barriers and self._barriers[0][0] <= where.seq:
             self._barriers.popleft()[1]()
+        self.uncork()
         for watcher in self._watchers:
             watcher.set()
         if self._queue:
@@ -606,6 +621,23 @@ class Kernel:
         self._in_thread(work, done)
 
     # -- waiting -----------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is under way, or was a moment ago."""
+        return self._committing or self.loop.time() - self._last_commit < BUSY_SECONDS
+
+    def frozen_view(self) -> View:
+        """Durable state as of now, for work that takes longer than a turn of the loop. From any thread."""
+        view = self.view
+        return View(self.store.snapshot(VIEW)) if view is self._live_view else view
+
+    def owner(self, namespace: str) -> str | None:
+        """Who owns a namespace that exists."""
+        known = self.owners.get(namespace)
+        if known is None:
+            known = self.owners[namespace] = self.view.owner(namespace)
+        return known
 
     def when_durable(self, seq: int, then: Callable[[], None]) -> None:
         """Run `then` when record `seq` is durable; at once when it is. Calls must come with non-decreasing offsets, or
@@ -668,7 +700,8 @@ class Kernel:
         """Once a second: record the lives that ran out."""
         if self.stopped is not None or self.read_only or self._gate is not None:
             return
-        decision = decide_expired(self.tables, self.clock.now(), EXPIRIES_PER_RECORD)
+        decision = decide_expired(self.tables, self.clock.now(), BUSY_SECONDS: Final = 0.003
+EXPIRIES_PER_RECORD)
         if decision is not None:
             self._append_own(self.vault.seal(decision.drafts, []), decision)
 
@@ -694,11 +727,15 @@ def shred_slots(view: View, cube_ids: list[bytes]) -> list[Slot]:
 
 def contents_of(request: Any, mapped: list[memoryview]) -> list[Any]:
     """The contents of a call as bytes, or as the mapped descriptors that hold them."""
-    items = getattr(request, "items", None) or [request]
+    if isinstance(request, m.MemAllocMany):
+        items: list[Any] = list(request.items)
+    elif isinstance(request, (m.MemAlloc, m.MemWrite)):
+        items = [request]
+    else:
+        return []
     found: list[Any] = []
     for item in items:
-        content = getattr(item, "content", None)
-        fd = getattr(item, "fd", None)
+        content, fd = item.content, item.fd
         if content is not None:
             found.append(content.encode() if isinstance(content, str) else content)
         elif fd is not None:
@@ -723,7 +760,7 @@ def joined(contents: list[Any]) -> bytes | None:
 
 def is_long(turn: Turn, request: Any, contents: list[Any]) -> bool:
     """Whether a write might hold the loop for more than a moment."""
-    if turn.syscall.flags & Flag.LONG and not (turn.syscall.name == "mem_shred" and request.cube_id is not None):
+    if turn.syscall.number in LONGS and not (turn.syscall.name == "mem_shred" and request.cube_id is not None):
         return turn.syscall.name != "mem_fuse" or len(request.cube_ids) > LONG_ITEMS
     if len(contents) > LONG_ITEMS:
         return True

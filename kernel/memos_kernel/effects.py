@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 log_ = logging.getLogger("memos.index")
 
-OPS_PER_SLICE: Final = 256
+OPS_PER_SLICE: Final = 2048
+OPS_BEHIND_MAX: Final = 32_768
+LULL_SECONDS: Final = 0.003
+LAG_SECONDS_MAX: Final = 1.0
 TEXT_CHARS_MAX: Final = 32_768
 """Characters of a content that are indexed; the rest is found through them."""
 EMBED_BATCH: Final = 32
@@ -64,7 +67,10 @@ def live_version(cube: Cube) -> int | None:
 class Effects:
     """The indexes' queue and pumps."""
 
-    def __init__(self, vault: Vault, segments: Segments, view: Callable[[], View], embed: EmbedClient | None) -> None:
+    def __init__(
+        self, vault: Vault, segments: Segments, view: Callable[[], View], embed: EmbedClient | None, busy: Callable[[], bool]
+    ) -> None:
+        self._busy = busy
         self.index = PlaintextIndex()
         self.embed = embed
         self.lexical_seq = -1
@@ -186,6 +192,7 @@ class Effects:
         self._wake_dense.set()
         while True:
             while self._ops:
+                await self._lull()
                 ops = [self._ops.popleft() for _ in range(min(OPS_PER_SLICE, len(self._ops)))]
                 target = self.offered_seq if not self._ops else max(self.lexical_seq, ops[-1][1] - 1)
                 await asyncio.to_thread(self._apply_in_thread, ops)
@@ -199,6 +206,14 @@ class Effects:
             if not self._ops:
                 self._wake.clear()
                 await self._wake.wait()
+
+    async def _lull(self) -> None:
+        """Writers come first, and words are cheaper in batches: wait until no commit came for a moment, unless a search
+        waits for the index, much has come in, or the oldest of it has waited long enough."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LAG_SECONDS_MAX
+        while self._busy() and not self._waiters and len(self._ops) < OPS_BEHIND_MAX and loop.time() < until:
+            await asyncio.sleep(LULL_SECONDS)
 
     def _rebuild_in_thread(self) -> None:
         """A new index without the traces that removed documents leave in the old one."""

@@ -80,7 +80,7 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     vector, missing = await query_vector(kernel, request)
     if vector is not None:
         await effects.wait_dense()
-    view = View(kernel.store.snapshot("view"))
+    view = kernel.frozen_view()
     access = Access(view, turn.peer.caller)
     index = effects.index
     query = SearchQuery(
@@ -104,7 +104,7 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
         content = opened.content
         head = header(
             view, cube, opened.version, opened.private, state=view.state_at(cube, point.seq) if point.past else cube.state,
-            now=point.now, owner=view.owner(cube.namespace),
+            now=point.now, owner=kernel.owner(cube.namespace),
         )  # fmt: skip
         item: dict[str, Any] = {
             "cube_id": text_id(hit.cube_id), "version": hit.version, "score": float(hit.score), "namespace": cube.namespace,

@@ -106,19 +106,25 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
     past = request.version is not None or request.at_offset is not None or request.at_time is not None
     if state == lifecycle.SHREDDED:
         raise lifecycle.refusal(request.cube_id, state, "read")
-    row = view.version(cube, version)
-    if row is None:
-        raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
-    effective = lifecycle.effective(state, row[0].expires_at, now)
+    opened = kernel.vault.cached(cube.cube_id, version)
+    row = opened.version if opened is not None else _row(view, cube, version)
+    effective = lifecycle.effective(state, row.expires_at, now)
     if effective == lifecycle.EXPIRED and not (past and request.version is not None):
         raise lifecycle.refusal(request.cube_id, effective, "read")
-    if row[0].payload_bytes > limits.PAYLOAD_CHUNK_BYTES and "content" in request.parts:
+    if row.payload_bytes > limits.PAYLOAD_CHUNK_BYTES and "content" in request.parts:
         kernel.spawn(answering(turn, _read_large(kernel, turn, access, found, request)), turn)
         return
-    opened = kernel.vault.open(view, cube, version)
     if opened is None:
-        raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
+        opened = kernel.vault.open(view, cube, version)
+        assert opened is not None, "the row was just read"
     turn.answer(_read_reply(kernel, access, found, opened, request, effective))
+
+
+def _row(view: View, cube: Cube, version: int) -> Version:
+    found = view.version(cube, version)
+    if found is None:
+        raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
+    return found[0]
 
 
 def _read_reply(kernel: Kernel, access: Access, found: Found, opened: Opened, request: Any, effective: str) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def _read_reply(kernel: Kernel, access: Access, found: Found, opened: Opened, re
     if "header" in request.parts:
         reply["header"] = header(
             access.view, cube, opened.version, opened.private, state=effective, now=found.now,
-            owner=access.view.owner(cube.namespace),
+            owner=kernel.owner(cube.namespace),
         )  # fmt: skip
     if "content" in request.parts:
         content = opened.content
@@ -198,7 +204,7 @@ def stat_of(kernel: Kernel, access: Access, found: Found) -> dict[str, Any]:
         except MemError:
             # The version is inherited from a source that was erased: its public part is all there is.
             private = None
-    owner = access.view.owner(cube.namespace)
+    owner = kernel.owner(cube.namespace)
     return header(access.view, cube, row[0], private, state=found.state, now=found.now, owner=owner)
 
 
@@ -229,7 +235,7 @@ def _walk(view: View, access: Access, namespace: str | None, after: tuple[str, b
 
 
 async def mem_list(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    view = View(kernel.store.snapshot("view")) if kernel.view is kernel._live_view else kernel.view  # pyright: ignore[reportPrivateUsage]
+    view = kernel.frozen_view()
     access = Access(view, turn.peer.caller)
     if request.namespace is not None:
         access.namespace(request.namespace)
@@ -444,7 +450,7 @@ def _census(view: View, access: Access) -> dict[str, Any]:
 
 async def sys_stats(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     caller = turn.peer.caller
-    view = View(kernel.store.snapshot("view"))
+    view = kernel.frozen_view()
     census = await asyncio.to_thread(_census, view, Access(view, caller))
     effects = kernel.effects
     error = effects.embed_error

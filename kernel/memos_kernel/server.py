@@ -237,6 +237,11 @@ class Connection:
             for fd in fds:
                 os.close(fd)
             return
+        if self._server.corked and not fds:
+            self._outbox.append((data, fds))
+            self._outbox_bytes += len(data)
+            self._server.dirty.add(self)
+            return
         if not self._outbox and not fds:
             try:
                 sent = self._sock.send(data)
@@ -253,6 +258,18 @@ class Connection:
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._writable)
+
+    def flush(self) -> None:
+        """Send what was corked; what does not fit waits for the socket."""
+        if self._outbox and not self._writing and not self.closed:
+            if len(self._outbox) > 1 and not any(fds for _data, fds in self._outbox):
+                whole = b"".join(data for data, _fds in self._outbox)
+                self._outbox.clear()
+                self._outbox.append((whole, []))
+            self._writable()
+            if self._outbox and not self.closed:
+                self._writing = True
+                self._loop.add_writer(self._fd, self._writable)
 
     def _writable(self) -> None:
         try:
@@ -275,7 +292,7 @@ class Connection:
         except OSError:
             self.close()
             return
-        if not self._outbox:
+        if not self._outbox and self._writing:
             self._writing = False
             self._loop.remove_writer(self._fd)
         if self._outbox_bytes < limits.OUTBOX_BYTES_MAX // 8:
@@ -334,8 +351,19 @@ class Server:
         self.path = path
         self.admin_uid = os.getuid()
         self.connections: set[Connection] = set()
+        self.corked = False
+        self.dirty: set[Connection] = set()
+        kernel.cork, kernel.uncork = self.cork, self.uncork
         self._group = group
         self._sock: socket.socket | None = None
+
+    def cork(self) -> None:
+        self.corked = True
+
+    def uncork(self) -> None:
+        self.corked = False
+        while self.dirty:
+            self.dirty.pop().flush()
 
     def listen(self) -> None:
         """Bind with mode 0600 (0660 with a group); a stale socket file is replaced, a live one refused."""

@@ -26,6 +26,7 @@ from .decide import Draft, NewPayload, shredded
 from .events import Damaged, Event, Slot
 from .keystore import KeyStore
 from .private import Private
+from .randoms import Randoms
 from .state import Cube, Version, View
 
 CIPHERS_MAX = 8192
@@ -57,6 +58,7 @@ class Vault:
         self.log_id = log_id
         self._payloads = payloads
         self._lock = threading.Lock()
+        self.randoms = Randoms()
         self._next_block = 0
         self._free: deque[tuple[Slot, bytes]] = deque()
         self._ciphers: OrderedDict[Slot, tuple[AESGCM, bytes]] = OrderedDict()
@@ -130,7 +132,7 @@ class Vault:
         entry = self._key(draft.slot)
         if entry is None:
             raise shredded(draft.fields[0])
-        random = os.urandom(crypto.ID_BYTES + crypto.NONCE_BYTES)
+        random = self.randoms.take(crypto.ID_BYTES + crypto.NONCE_BYTES)
         private_id, nonce = random[:16], random[16:]
         sealed = crypto.wrap(entry[0], nonce, private.encode(draft.private), crypto.aad_of(self.log_id, private_id))
         return Event(draft.name, 1, fields, (private_id, sealed))
@@ -142,7 +144,7 @@ class Vault:
             return content.payload
         entry = self._key(new.slot)
         assert entry is not None, "a slot that was just taken has its key"
-        random = os.urandom(crypto.ID_BYTES + crypto.NONCE_BYTES)
+        random = self.randoms.take(crypto.ID_BYTES + crypto.NONCE_BYTES)
         payload_id, nonce = random[:16], random[16:]
         sealed = crypto.wrap(entry[0], nonce, content, crypto.aad_of(self.log_id, payload_id))
         self.pending_payloads[payload_id] = sealed
@@ -233,18 +235,22 @@ class Vault:
         except crypto.Undecryptable as error:
             raise Damaged(f"version {version.version} of cube {version.cube_id.hex()} does not open: {error}") from error
 
+    def cached(self, cube_id: bytes, version: int) -> Opened | None:
+        """A version that was opened lately, without looking at the disk."""
+        opened = self._opened.get((cube_id, version))
+        return None if opened is None or opened.version.payload_slot in self._destroyed else opened
+
     def open(self, view: View, cube: Cube, version: int) -> Opened | None:
         """A version, decrypted; None when the cube has no such version. Raises as the two above."""
-        key = (cube.cube_id, version)
-        opened = self._opened.get(key)
-        if opened is not None and opened.version.payload_slot not in self._destroyed:
+        opened = self.cached(cube.cube_id, version)
+        if opened is not None:
             return opened
         found = view.version(cube, version)
         if found is None:
             return None
         row, sealed = found
         opened = Opened(row, self.open_private(row, sealed), self.open_content(row))
-        self.keep(key, opened)
+        self.keep((cube.cube_id, version), opened)
         return opened
 
     def keep(self, key: tuple[bytes, int], opened: Opened) -> None:

@@ -308,6 +308,8 @@ def crash(story: Story, kernel: Kernel) -> Kernel:
 
 def prove(story: Story, kernel: Kernel) -> None:
     story.step("Prove", "The log is a chain of hashes; replaying it must give the very state that the live kernel had.")
+    verdict = kernel.sys_verify(full=True)
+    story.check(verdict.ok, f"the running kernel verifies its {verdict.records} records: chain, signatures, contents, replay")
     digest = kernel.sys_info().state_digest
     story.show(f"live state digest  {digest}")
     kernel.close()

@@ -1,0 +1,29 @@
+"""Fixtures that every rung of the ladder uses, and how hard the default run tries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.inside import Inside
+
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("long", deadline=None, print_blob=True, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("MEMOS_HYPOTHESIS", "default"))
+
+
+@pytest.fixture
+def k() -> Iterator[Inside]:
+    """A fresh kernel in this process, over memory stores."""
+    with Inside() as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def shm(tmp_path: Path) -> Path:
+    """A directory for one test's data."""
+    return tmp_path

@@ -1,0 +1,283 @@
+"""A real kernel inside the test process: no socket, any store and log, a clock that the test moves.
+
+    with Inside(tmp_path) as k:
+        made = k("mem_alloc", namespace="alice", content="Biscuit")
+
+Everything is what `boot` uses but for the parts that are handed in. Calls go through `Kernel.call` with a peer of ours,
+so a caller can be anybody. `reopen` stops and starts the kernel on the same parts; `crash` starts it again without a stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from memos_drivers.stores.base import LOG, PAYLOAD, VIEW, Batch, Store
+from memos_drivers.stores.memory import MemoryReader, MemoryStore
+from memos_kernel import boot, reads
+from memos_kernel import events as ev
+from memos_kernel.chain import Chain, LogKeys
+from memos_kernel.clock import Clock, ManualClock
+from memos_kernel.decide_shape import decisions
+from memos_kernel.dispatch import Kernel
+from memos_kernel.effects import Effects
+from memos_kernel.eventlog.base import EventLog, records
+from memos_kernel.eventlog.embedded import EmbeddedLog
+from memos_kernel.governance import Caller
+from memos_kernel.keystore import KeyStore
+from memos_kernel.reducer import apply
+from memos_kernel.segments import Segments
+from memos_kernel.state import META_APPLIED, Tables, View, shown
+from memos_kernel.turn import Turn
+from memos_kernel.upcast import current
+from memos_kernel.vault import Vault
+from memos_syscalls.errors import MemError
+from memos_syscalls.table import BY_NAME
+
+ADMIN: Final = Caller("uid:0", True)
+ALICE: Final = Caller("uid:1001", False)
+BOB: Final = Caller("uid:1002", False)
+RAM: Final = Path("/dev/shm")
+
+
+def ram_directory() -> Path:
+    """A scratch directory, in RAM where there is some."""
+    return Path(tempfile.mkdtemp(prefix="memos-test-", dir=RAM if RAM.is_dir() else None))
+
+
+class Peer:
+    """A connection of one caller; each answer lands in the future of its call."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.last_write = -1
+        self.pending_writes = 0
+        self.waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.items: list[dict[str, Any]] = []
+        self.turns: dict[int, Turn] = {}
+
+    def send_reply(self, call_id: int, result: dict[str, Any], fds: list[int] | None = None) -> None:
+        for at, fd in enumerate(fds or ()):
+            if at == 0:
+                result["content"] = os.pread(fd, os.fstat(fd).st_size, 0)
+            os.close(fd)
+        self._settle(call_id, result)
+
+    def send_error(self, call_id: int, error: MemError) -> None:
+        self._settle(call_id, error)
+
+    def _settle(self, call_id: int, outcome: dict[str, Any] | MemError) -> None:
+        future = self.waiting[call_id]
+        assert not future.done(), "a call is answered once"
+        if isinstance(outcome, MemError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    def send_item(self, call_id: int, item: dict[str, Any]) -> None:
+        self.items.append(item)
+
+    def cancel(self, call_id: int) -> bool:
+        turn = self.turns.get(call_id)
+        if turn is None or turn.finished or turn.cancel is None or turn.appended:
+            return False
+        turn.cancel.cancel()
+        return True
+
+    async def writable(self) -> None:
+        """It always is."""
+
+    def done(self, call_id: int) -> None:
+        self.turns.pop(call_id, None)
+
+
+class Inside:
+    """A data directory's parts and the kernel that runs on them."""
+
+    def __init__(
+        self, directory: Path | None = None, *, store: Store | None = None, clock: Clock | None = None,
+        log_of: Callable[[Store], EventLog] = EmbeddedLog, start: bool = True,
+    ) -> None:  # fmt: skip
+        self._own = ram_directory() if directory is None else None
+        self.paths = boot.Paths(directory or self._own or Path())
+        self.store: Store = store or MemoryStore()
+        self.log = log_of(self.store)
+        self.clock = clock or ManualClock(step=1000)
+        self.fatal: list[str] = []
+        self._call_id = 0
+        self.kernel: Kernel
+        self._open = False
+        if start:
+            self.open()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.peers: dict[Caller, Peer] = {}
+        try:
+            self.loop.run_until_complete(self._boot())
+        except BaseException:
+            self._close_loop()
+            raise
+        self._open = True
+
+    async def _boot(self) -> None:
+        """`boot.boot`, with our store, log and clock."""
+        fresh = next(iter(self.log.frames(0)), None) is None
+        self.paths.db.mkdir(exist_ok=True) if not fresh else None
+        keystore, segment_keys, _new = boot.open_keys(self.paths, self.paths.root / "master.key", read_only=False)
+        keys = LogKeys.derive(keystore.header.log_id, *keystore.secrets())
+        head = boot.recover(self.store, self.log, keys, keystore, read_only=False)
+        claims = [ev.decode_claim(data).epoch for data in self.log.claims()]
+        epoch = 1 + max([head.epoch, keystore.highest_epoch, *claims])
+        vault = Vault(keystore, epoch, keys.log_id, self.store.live(PAYLOAD))
+        segments = Segments(self.store, segment_keys, epoch, vault, self.log, keys.log_id)
+        view = View(self.store.live(VIEW))
+        boot.redo_shreds(view, self.log, keystore, segments)
+        boot.destroy_unnamed(view, keystore)
+        keystore.update(epoch=epoch)
+        claim_id = os.urandom(16)
+        chain = Chain(keys, epoch, claim_id, head.seq, head.hash, head.time)
+        chain.window, chain.uncovered, chain.previous_checkpoint = head.window, head.uncovered, head.previous_checkpoint
+        effects = Effects(vault, segments, lambda: self.kernel.frozen_view(), None, lambda: self.kernel.busy)
+        self.keystores: tuple[KeyStore, KeyStore] = (keystore, segment_keys)
+        self.kernel = Kernel(
+            clock=self.clock, store=self.store, log=self.log, keys=keys, vault=vault, chain=chain, digest=head.digest,
+            decisions=decisions(boot.strategies()), effects=effects, read_only=False, on_fatal=self.fatal.append,
+        )  # fmt: skip
+        reads.register(self.kernel)
+        await self.kernel.start(*boot.opening(self.kernel, head, epoch, claim_id))
+        self.kernel.opened_at = self.kernel.durable.seq
+        effects.start(self.kernel.durable.seq)
+
+    def stop(self) -> None:
+        self.loop.run_until_complete(self.kernel.stop())
+        self._release()
+
+    def reopen(self) -> None:
+        self.stop()
+        self.open()
+
+    def abandon(self) -> None:
+        """End as a crash ends: nothing is finished, signed or stored on the way out."""
+        self.kernel.stopped = self.kernel.stopped or "abandoned"
+        self.kernel._jobs.put(None)  # pyright: ignore[reportPrivateUsage]
+        self._release()
+
+    def crash(self) -> None:
+        self.abandon()
+        self.open()
+
+    def _release(self) -> None:
+        for keystore in self.keystores:
+            keystore.close()
+        self._close_loop()
+        self._open = False
+
+    def _close_loop(self) -> None:
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._open:
+            if self.kernel.stopped is None:
+                self.stop()
+            else:
+                self.abandon()
+        if self._own is not None:
+            shutil.rmtree(self._own, ignore_errors=True)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def peer(self, caller: Caller) -> Peer:
+        return self.peers.setdefault(caller, Peer(caller))
+
+    def submit(self, name: str, caller: Caller = ADMIN, /, **args: Any) -> asyncio.Future[dict[str, Any]]:
+        """Begin a call; its answer is in the future. Arguments of None are left out, as clients do."""
+        self._call_id += 1
+        peer, call_id = self.peer(caller), self._call_id
+        future: asyncio.Future[dict[str, Any]] = self.loop.create_future()
+        peer.waiting[call_id] = future
+        fds = args.pop("_contents", [])
+        given = {key: value for key, value in args.items() if value is not None}
+
+        def begin() -> None:
+            turn = self.kernel.call(peer, call_id, BY_NAME[name].number, given, fds)
+            if turn is not None:
+                peer.turns[call_id] = turn
+
+        self.loop.call_soon(begin)
+        return future
+
+    def __call__(self, name: str, caller: Caller = ADMIN, /, **args: Any) -> dict[str, Any]:
+        """One call and its answer; raises its `MemError`."""
+        return self.wait(self.submit(name, caller, **args))
+
+    def wait(self, future: asyncio.Future[dict[str, Any]], seconds: float = 20) -> dict[str, Any]:
+        return self.loop.run_until_complete(asyncio.wait_for(future, seconds))
+
+    def refusal(self, name: str, caller: Caller = ADMIN, /, **args: Any) -> str:
+        """The errno of a call that must be refused."""
+        try:
+            result = self(name, caller, **args)
+        except MemError as error:
+            assert error.detail and error.advice, "an error says what happened and what to do"
+            return error.errno
+        raise AssertionError(f"{name} was not refused: {result}")
+
+    def run(self, seconds: float) -> None:
+        """Let the kernel work by itself."""
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+
+    def tick(self) -> None:
+        """What the kernel does once a second."""
+        self.loop.call_soon(self.kernel.tick)
+        self.loop.run_until_complete(self._quiet())
+
+    async def _quiet(self) -> None:
+        await asyncio.sleep(0)
+        await self.kernel.drained()
+
+    # -- what must hold ----------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """The state digest of everything decided."""
+        return shown(self.kernel.tables.digest).hex()
+
+    def rows(self) -> dict[bytes, bytes]:
+        """Every row of the view, but for where it stands."""
+        return {key: value for key, value in self.store.live(VIEW).scan(b"") if key != META_APPLIED}
+
+
+def replay(log: EventLog, until: int | None = None) -> tuple[str, dict[bytes, bytes]]:
+    """Digest and rows that the log alone gives."""
+    source = MemoryReader()
+    tables = Tables(source, 0)
+    for _raw, record in records(log):
+        if until is not None and record.seq > until:
+            break
+        apply(tables, current(record))
+        changes, _payloads = tables.take()
+        for key, value in changes.items():
+            source.put(key, value)
+        tables.settle(changes)
+    return shown(tables.digest).hex(), dict(source.data)
+
+
+__all__ = ["ADMIN", "ALICE", "BOB", "LOG", "Batch", "Inside", "Peer", "ram_directory", "replay"]
