@@ -228,7 +228,7 @@ class Inside:
         """One call and its answer; raises its `MemError`."""
         return self.wait(self.submit(name, caller, **args))
 
-    def wait(self, future: asyncio.Future[dict[str, Any]], seconds: float = 20) -> dict[str, Any]:
+    def wait(self, future: asyncio.Future[dict[str, Any]], seconds: float = 10) -> dict[str, Any]:
         return self.loop.run_until_complete(asyncio.wait_for(future, seconds))
 
     def refusal(self, name: str, caller: Caller = ADMIN, /, **args: Any) -> str:

@@ -700,8 +700,7 @@ class Kernel:
         """Once a second: record the lives that ran out."""
         if self.stopped is not None or self.read_only or self._gate is not None:
             return
-        decision = decide_expired(self.tables, self.clock.now(), BUSY_SECONDS: Final = 0.003
-EXPIRIES_PER_RECORD)
+        decision = decide_expired(self.tables, self.clock.now(), EXPIRIES_PER_RECORD)
         if decision is not None:
             self._append_own(self.vault.seal(decision.drafts, []), decision)
 
