@@ -169,6 +169,10 @@ class Inside:
         """End as a crash ends: nothing is finished, signed or stored on the way out."""
         self.kernel.stopped = self.kernel.stopped or "abandoned"
         self.kernel._jobs.put(None)  # pyright: ignore[reportPrivateUsage]
+        flusher = self.kernel._flusher  # pyright: ignore[reportPrivateUsage]
+        assert flusher is not None
+        # It must not write to descriptors that the next kernel gets.
+        flusher.join()
         self._release()
 
     def crash(self) -> None:
@@ -176,9 +180,9 @@ class Inside:
         self.open()
 
     def _release(self) -> None:
+        self._close_loop()
         for keystore in self.keystores:
             keystore.close()
-        self._close_loop()
         self._open = False
 
     def _close_loop(self) -> None:

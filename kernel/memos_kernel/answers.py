@@ -82,16 +82,20 @@ def shredded_by(view: View, record: Record) -> list[bytes]:
     return sorted(cube.cube_id for cube in cubes if cube.state == "shredded" and cube.changed_seq == record.seq)
 
 
+def shred_heirs(view: View, record: Record, gone: list[bytes]) -> dict[bytes, int]:
+    """Forks that lose inherited versions with these cubes: fork → the newest version that it loses."""
+    erased = set(gone)
+    return {
+        fork: newest
+        for fork, newest in view.heirs(gone).items()
+        if fork not in erased and (cube := view.cube(fork)) is not None and cube.created_seq < record.seq
+    }
+
+
 def _shred(view: View, record: Record, record_hash: bytes, keys: LogKeys) -> dict[str, Any]:
     event = next(e for e in record.events if e.name == ev.SHREDDED)
     gone = shredded_by(view, record)
-    erased = set(gone)
-    forks = [
-        text_id(fork)
-        for cube_id in gone
-        for fork in view.forks(cube_id)
-        if fork not in erased and (found := view.cube(fork)) is not None and found.created_seq < record.seq
-    ]
+    forks = [text_id(fork) for fork in sorted(shred_heirs(view, record, gone))]
     report = {
         "shredded": [text_id(cube_id) for cube_id in gone],
         "rebuilt": [{"cube_id": text_id(new), "job_id": None, "replaces": text_id(old)} for old, new in event.fields[2]],
@@ -127,7 +131,7 @@ def names_target(record: Record, args: dict[str, Any]) -> bool:
     cube_id, namespace = args.get("cube_id"), args.get("namespace")
     if cube_id is not None and raw_id(cube_id) not in names:
         return False
-    return namespace is None or namespace in names or record.events[0].name == ev.ALLOCATED
+    return namespace is None or namespace in names
 
 
-__all__ = ["Receipt", "answer", "make_receipt", "names_target", "read_receipt", "shredded_by"]
+__all__ = ["Receipt", "answer", "make_receipt", "names_target", "read_receipt", "shred_heirs", "shredded_by"]

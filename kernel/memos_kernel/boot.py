@@ -255,13 +255,13 @@ def check_clock(config: Config, clock: Clock, head: Head) -> None:
 
 def redo_shreds(view: View, log: EventLog, keystore: KeyStore, segments: Segments) -> None:
     """Carry out every shred that the key store has not confirmed: after a crash, or when an old key store came back."""
-    from .answers import shredded_by
+    from .answers import shred_heirs, shredded_by
 
     for seq in list(view.shreds_after(keystore.header.shred_seq)):
         for _raw, record in records(log, seq):
             gone = shredded_by(view, record)
             keystore.destroy(shred_slots(view, gone))
-            segments.blind(gone)
+            segments.blind(gone, shred_heirs(view, record, gone))
             keystore.update(shred_seq=seq)
             break
 

@@ -69,7 +69,7 @@ _FLAGS = ("read_only", "accept_clock", "rebuild_indexes")
 def load(arguments: argparse.Namespace, environment: dict[str, str]) -> Config:
     """The configuration, or `BadConfig`."""
     values: dict[str, object] = {}
-    names = [name for name in Config.__dataclass_fields__]
+    names = list(Config.__dataclass_fields__)
     path = arguments.config or environment.get("MEMOS_CONFIG")
     if path:
         try:

@@ -256,14 +256,9 @@ def decide_unfuse(tables: Tables, call: Call) -> Decision:
     expected = call.request.expect_version
     if expected is not None and expected != cube.version and state != lifecycle.SHREDDED:
         raise MemConflict(f"cube {call.request.cube_id} is at version {cube.version}, not {expected}")
-    if "free" not in lifecycle.TRANSITIONS[state]:
+    if state in (lifecycle.SHREDDED, lifecycle.FROZEN):
         raise lifecycle.refusal(call.request.cube_id, state, "unfuse")
-    sources: list[bytes] = []
-    for version in range(1, cube.version + 1):
-        for source_id, _version, _role in version_of(tables, cube, version).lineage:
-            source = tables.cube(source_id)
-            if source is not None and source.merged_into == cube.cube_id and source_id not in sources:
-                sources.append(source_id)
+    sources = [source.cube_id for source in tables.merged(cube.cube_id)]
     if not sources:
         raise MemInvalid(
             f"cube {call.request.cube_id} stands for no merged cubes", "Only a cube made by mem_fuse can be unfused."

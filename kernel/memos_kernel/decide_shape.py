@@ -13,7 +13,7 @@ from typing import Any, Final
 from memos_drivers.plaintext.fuse_text import Source
 from memos_syscalls import limits
 from memos_syscalls import messages as m
-from memos_syscalls.errors import MemExists, MemFrozen, MemInvalid, MemTooLarge
+from memos_syscalls.errors import MemExists, MemFrozen, MemInvalid, MemShredded, MemTooLarge
 
 from . import events as ev
 from . import lifecycle
@@ -44,11 +44,24 @@ def decide_compose(tables: Tables, call: Call) -> Decision:
     return Decision([new_cube(call, request.namespace, b"", private, lineage=lineage)[1]])
 
 
-def fuse_source(call: Call, cube: Cube, version: int, created_at: int) -> Source:
+def whole_content(tables: Tables, call: Call, cube: Cube, version: int) -> bytes:
+    """A version's content; a composition's is its members', joined by newlines."""
+    if (call.opener.private(cube, version).recipe or {}).get("method") != "compose":
+        return call.opener.content(cube, version)
+    parts: list[bytes] = []
+    for source_id, at, _role in version_of(tables, cube, version).lineage:
+        source = tables.cube(source_id)
+        if source is None:
+            raise MemInvalid(f"a member of composition {text_id(cube.cube_id)} is not there")
+        parts.append(whole_content(tables, call, source, at))
+    return b"\n".join(parts)
+
+
+def fuse_source(tables: Tables, call: Call, cube: Cube, version: int, created_at: int) -> Source:
     private = call.opener.private(cube, version)
     if private.encoding != "text":
         raise MemInvalid(f"cube {text_id(cube.cube_id)} holds bytes; only text can be fused")
-    content = call.opener.content(cube, version)
+    content = whole_content(tables, call, cube, version)
     return Source(text_id(cube.cube_id), version, content.decode(), private.valid_from, private.name, created_at)
 
 
@@ -77,7 +90,7 @@ def decide_fuse(strategies: dict[str, Strategy]) -> Callable[[Tables, Call], Dec
         name = params.pop("name", None)
         if params or not (name is None or (isinstance(name, str) and 0 < len(name) <= limits.NAME_CHARS_MAX)):
             raise MemInvalid("params knows one key, name: a text of at most 512 characters")
-        sources = [fuse_source(call, cube, cube.version, cube.created_time) for cube in cubes]
+        sources = [fuse_source(tables, call, cube, cube.version, cube.created_time) for cube in cubes]
         content = _fused(call, strategies[request.strategy], sources)
         private = Private(
             call.args_hash, name=name, origin="fusion", note=request.actor_note,
@@ -106,6 +119,10 @@ def decide_fork(tables: Tables, call: Call) -> Decision:
     if at >= head:
         raise MemInvalid(f"at_offset {at} is beyond the head, {head - 1}")
     record = ev.Record(1, head, 0, call.now, call.caller.principal, 0, None, None, ())
+    for below in tables.namespaces(source):
+        copy = request.to + below.name[len(source) :]
+        if len(copy.encode()) > limits.NAMESPACE_BYTES_MAX or copy.count("/") >= limits.NAMESPACE_DEPTH_MAX:
+            raise MemInvalid(f"the copy of namespace {below.name} would have too long a name", "Fork to a shorter name.")
     count = 0
     for cube_id in tables.cubes_below(source):
         cube = tables.cube(cube_id)
@@ -115,12 +132,16 @@ def decide_fork(tables: Tables, call: Call) -> Decision:
 
 
 def closure(tables: Tables, roots: list[Cube]) -> list[Cube]:
-    """Cubes that read one of the roots, directly or not; sources before what was made from them."""
+    """Cubes that read one of the roots, directly or not, or a version that a fork inherits from one; sources first."""
     found: dict[bytes, Cube] = {}
     known = {cube.cube_id for cube in roots}
     queue = [cube.cube_id for cube in roots]
     while queue:
-        for cube_id in tables.derived(queue.pop()):
+        source = queue.pop()
+        readers = list(tables.derived(source))
+        for fork_id, inherited in tables.heirs([source]).items():
+            readers += [cube_id for cube_id in tables.derived(fork_id) if _reads(tables, cube_id, fork_id, inherited)]
+        for cube_id in readers:
             if cube_id not in known and (cube := tables.cube(cube_id)) is not None and cube.state != lifecycle.SHREDDED:
                 known.add(cube_id)
                 found[cube_id] = cube
@@ -129,13 +150,22 @@ def closure(tables: Tables, roots: list[Cube]) -> list[Cube]:
     return sorted(found.values(), key=lambda cube: (cube.created_seq, cube.cube_id))
 
 
+def _reads(tables: Tables, cube_id: bytes, source: bytes, newest: int) -> bool:
+    """Whether some version of a cube was made from `source` at `newest` or before."""
+    cube = tables.cube(cube_id)
+    if cube is None:
+        return False
+    lineages = [version_of(tables, cube, number).lineage for number in range(1, cube.version + 1)]
+    return any(of == source and at <= newest for lineage in lineages for of, at, _role in lineage)
+
+
 def successor(
-    tables: Tables, call: Call, cube: Cube, erased: set[bytes], made: dict[bytes, tuple[bytes, bytes, Private]],
-    strategies: dict[str, Strategy],
+    tables: Tables, call: Call, cube: Cube, erased: set[bytes], lost: dict[bytes, int],
+    made: dict[bytes, tuple[bytes, bytes, Private]], strategies: dict[str, Strategy],
 ) -> tuple[bytes, Draft, bytes, Private] | None:  # fmt: skip
     """The cube that replaces an erased derived one, or None when its recipe cannot be repeated without the source.
 
-    `made` holds the successors so far: erased id → (new id, content, private).
+    `made` holds the successors so far: erased id → (new id, content, private). `lost`: what forks lose, as in `View.heirs`.
     """
     version = version_of(tables, cube, cube.version)
     private = call.opener.private(cube, cube.version)
@@ -143,24 +173,34 @@ def successor(
     if recipe.get("method") not in ("fuse", "compose"):
         return None
     sources: list[Source] = []
+    tags: list[Private] = []
     lineage: list[tuple[bytes, int, int]] = []
     for source_id, at, role in version.lineage:
         if source_id in made:
             new_id, content, new_private = made[source_id]
             lineage.append((new_id, 1, role))
             sources.append(Source(text_id(new_id), 1, content.decode(), new_private.valid_from, new_private.name, call.now))
-        elif source_id not in erased:
+            tags.append(new_private)
+        elif source_id not in erased and at > lost.get(source_id, 0):
             source = tables.cube(source_id)
             if source is None or source.state == lifecycle.SHREDDED:
                 continue
+            try:
+                # Also for compositions: a member whose inherited content is gone is left out.
+                found = fuse_source(tables, call, source, at, source.created_time)
+                tags.append(call.opener.private(source, at))
+            except MemShredded:
+                continue
             lineage.append((source_id, at, role))
-            if recipe["method"] == "fuse":
-                sources.append(fuse_source(call, source, at, source.created_time))
+            sources.append(found)
     if not lineage:
         return None
     content = b"" if recipe["method"] == "compose" else _fused(call, strategies[recipe["strategy"]], sources)
     valid_from = min((s.valid_from for s in sources if s.valid_from is not None), default=None)
-    private = private._replace(args_hash=call.args_hash, valid_from=valid_from, embedding=None, note=None)
+    private = private._replace(
+        args_hash=call.args_hash, valid_from=valid_from, embedding=None, note=None,
+        tags=_merge_tags(tags) if recipe["method"] == "fuse" else private.tags,
+    )  # fmt: skip
     new_id, draft = new_cube(call, cube.namespace, content, private, expires_at=cube.expires_at, lineage=lineage)
     return new_id, draft, content, private
 
@@ -181,20 +221,21 @@ def decide_shred(strategies: dict[str, Strategy]) -> Callable[[Tables, Call], De
         derived = closure(tables, roots)
         if derived and request.cascade == "refuse":
             raise MemInvalid(
-                f"{len(derived)} cubes were made from what would be erased, first {text_id(derived[0].cube_id)}",
+                f"made from what would be erased: {len(derived)} in number, first cube {text_id(derived[0].cube_id)}",
                 'Shred them first, or pass cascade="rebuild" or "shred".',
             )
         for cube in [*roots, *derived]:
             if cube.state == lifecycle.FROZEN:
                 raise MemFrozen(f"cube {text_id(cube.cube_id)} is frozen and would be erased")
         erased = {cube.cube_id for cube in [*roots, *derived]}
+        lost = tables.heirs(erased)
         made: dict[bytes, tuple[bytes, bytes, Private]] = {}
         drafts: list[Draft] = []
         if request.cascade == "rebuild":
             for cube in derived:
                 if namespace is not None and (cube.namespace == namespace or cube.namespace.startswith(namespace + "/")):
                     continue
-                if (new := successor(tables, call, cube, erased, made, strategies)) is not None:
+                if (new := successor(tables, call, cube, erased, lost, made, strategies)) is not None:
                     made[cube.cube_id] = (new[0], new[2], new[3])
                     drafts.append(new[1])
         named = [cube.cube_id for cube in [*roots, *derived]] if namespace is None else [cube.cube_id for cube in derived]

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import queue
 import threading
 from collections import deque
@@ -33,9 +32,11 @@ from memos_syscalls import limits
 from memos_syscalls import messages as m
 from memos_syscalls.errors import (
     MemAgain,
+    MemDenied,
     MemError,
     MemFenced,
     MemInvalid,
+    MemIO,
     MemNoCall,
     MemNoSpace,
     MemReadOnly,
@@ -153,6 +154,8 @@ class Kernel:
         self._barriers: deque[tuple[int, Callable[[], None]]] = deque()
         self._gate: deque[Callable[[], None]] | None = None
         self._refilling = False
+        self._carrying: dict[int, list[Callable[[], None]]] = {}
+        """Shreds whose keys are being destroyed, with the repeats that wait for them."""
         self._watchers: set[asyncio.Event] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: list[asyncio.TimerHandle] = []
@@ -203,7 +206,7 @@ class Kernel:
         for timer in self._timers:
             timer.cancel()
         if self.stopped is None and not self.read_only:
-            while self._gate is not None:
+            while self._gate is not None:  # noqa: ASYNC110  # Once in a life; an event would be one more thing to keep right.
                 await asyncio.sleep(0.01)
             self.stopped = "the kernel is stopping"
             self._checkpoint_now()
@@ -260,6 +263,8 @@ class Kernel:
             self._refuse(turn, error, number in WRITES)
         except Damaged as error:
             turn.fail(damaged(error))
+        except Exception as error:
+            self.unexpected(turn, error)
         if turn.finished:
             return None
         if turn.timer is None:
@@ -278,6 +283,17 @@ class Kernel:
             turn.fail(error)
         except Damaged as error:
             turn.fail(damaged(error))
+        except Exception as error:
+            self.unexpected(turn, error)
+
+    def unexpected(self, turn: Turn, error: BaseException) -> None:
+        """A defect of ours: the caller gets an answer, the log a trace; if state was being changed, the kernel stops."""
+        log_.error("%s failed unexpectedly", turn.syscall.name, exc_info=error)
+        if self.tables.changes or self.tables.payloads:
+            self.fatal(f"{turn.syscall.name} failed while it changed the state", error)
+        turn.fail(
+            MemIO(f"the kernel failed inside {turn.syscall.name}: {type(error).__name__}", "Report this with the kernel's log.")
+        )
 
     def _refuse(self, turn: Turn, error: MemError, write: bool) -> None:
         if write and self.durable.seq < self.chain.seq:
@@ -310,6 +326,8 @@ class Kernel:
             self._refuse(turn, error, True)
         except Damaged as error:
             turn.fail(damaged(error))
+        except Exception as error:
+            self.unexpected(turn, error)
 
     def _write_now(self, turn: Turn, request: Any, args: dict[str, Any], raw: list[Any], digest: bytes) -> None:
         """Authorise, decide, append and apply, now or behind the gate."""
@@ -413,6 +431,9 @@ class Kernel:
             contents = list(raw)
             if len(contents) == 1 and crypto.is_chunked(len(contents[0])):
                 given = self._slot_for(request)
+                # Refused now rather than after its content was stored: a decision has no effects, so it can be tried.
+                dry = Fresh(self.vault, time, given)
+                decide(self.tables, Call(request, turn.peer.caller, self.chain.seq + 1, time, dry, self.opener, digest, [b""]))
                 contents[0] = await asyncio.to_thread(self._store_large_in_thread, contents[0], given)
             call = Call(
                 request,
@@ -447,6 +468,9 @@ class Kernel:
                 self.fatal("a long write failed while it was applied", error)
             self._drop()
             turn.fail(damaged(error))
+        except Exception as error:
+            self.unexpected(turn, error)
+            self._drop()
         finally:
             waiting, self._gate = self._gate or deque(), None
             while waiting:
@@ -605,7 +629,8 @@ class Kernel:
         gone = answers.shredded_by(self.view, record)
         slots = shred_slots(self.view, gone)
         self.vault.forget(set(gone), set(slots))
-        blind = self.effects.shredded(gone)
+        blind = self.effects.shredded(gone, answers.shred_heirs(self.view, record, gone))
+        self._carrying[record.seq] = []
 
         def work() -> None:
             self.vault.destroy(slots)
@@ -615,8 +640,11 @@ class Kernel:
         def done(error: BaseException | None) -> None:
             if error is not None:
                 self.fatal("destroying keys failed", error)
-            elif entry.turn is not None:
+                return
+            if entry.turn is not None:
                 entry.turn.answer(answers.answer(self.view, record, entry.sealed.hash, self.keys))
+            for waiting in self._carrying.pop(record.seq):
+                waiting()
 
         self._in_thread(work, done)
 
@@ -659,7 +687,10 @@ class Kernel:
         self._watchers.discard(event)
 
     def _repeat(self, turn: Turn, seq: int, digest: bytes, args: dict[str, Any]) -> None:
-        """Answer a repeated request id from the record it made."""
+        """Answer a repeated request id from the record it made; a shred's only when the keys are gone."""
+        if seq in self._carrying:
+            self._carrying[seq].append(lambda: self._repeat(turn, seq, digest, args))
+            return
         try:
             found = record_at(self.log, seq)
             if found is None:
@@ -776,14 +807,10 @@ def invalid(error: ValidationError) -> MemInvalid:
 
 
 def damaged(error: BaseException) -> MemError:
-    from memos_syscalls.errors import MemIO
-
     return MemIO(str(error), "Run `memctl verify` on the data directory; restore from a backup what it names.")
 
 
 def answers_denied(name: str) -> MemError:
-    from memos_syscalls.errors import MemDenied
-
     return MemDenied(f"{name} is for the kernel's own user")
 
 

@@ -126,11 +126,19 @@ class Effects:
             case _:
                 return []
 
-    def shredded(self, cube_ids: list[bytes]) -> Callable[[], None]:
-        """Forget erased cubes now; returns the disk work that blinds the segments listing them, for the flusher."""
-        self._ops.append(("remove", self.offered_seq, cube_ids))
+    def shredded(self, cube_ids: list[bytes], heirs: dict[bytes, int]) -> Callable[[], None]:
+        """Forget erased cubes, and what forks inherited from them; returns the disk work that blinds the segments which
+        list either, for the flusher."""
+        self._ops.append(("remove", self.offered_seq, [*cube_ids, *heirs]))
+        view = self._view()
+        for fork_id, newest in heirs.items():
+            fork = view.cube(fork_id)
+            for version in range(newest + 1, fork.version + 1 if fork is not None else 0):
+                found = view.version(fork, version) if fork is not None else None
+                if found is not None:
+                    self._ops.append(("add", found[0].seq, (fork_id, version, 0, None, None)))
         self._wake.set()
-        return lambda: self._segments.blind(cube_ids)
+        return lambda: self._segments.blind(cube_ids, heirs)
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 
@@ -212,7 +220,7 @@ class Effects:
         waits for the index, much has come in, or the oldest of it has waited long enough."""
         loop = asyncio.get_running_loop()
         until = loop.time() + LAG_SECONDS_MAX
-        while self._busy() and not self._waiters and len(self._ops) < OPS_BEHIND_MAX and loop.time() < until:
+        while self._busy() and not self._waiters and len(self._ops) < OPS_BEHIND_MAX and loop.time() < until:  # noqa: ASYNC110
             await asyncio.sleep(LULL_SECONDS)
 
     def _rebuild_in_thread(self) -> None:

@@ -165,16 +165,19 @@ class KeyStore:
         """Make one durable block of slots with fresh keys. May run in a thread beside `key` and `destroy`."""
         keys: list[tuple[Slot, bytes]] = []
         out = bytearray()
-        for n in range(block * limits.KEY_SLOTS_PER_BLOCK, (block + 1) * limits.KEY_SLOTS_PER_BLOCK):
-            slot, key = Slot(epoch, n), os.urandom(crypto.KEY_BYTES)
-            wrapped = crypto.wrap(self._kek, os.urandom(crypto.NONCE_BYTES), key, self._slot_aad(slot))
+        step = crypto.KEY_BYTES + crypto.NONCE_BYTES
+        random = os.urandom(limits.KEY_SLOTS_PER_BLOCK * step)
+        for index in range(limits.KEY_SLOTS_PER_BLOCK):
+            n, at = block * limits.KEY_SLOTS_PER_BLOCK + index, index * step
+            slot, key, nonce = Slot(epoch, n), random[at : at + crypto.KEY_BYTES], random[at + crypto.KEY_BYTES : at + step]
+            wrapped = crypto.wrap(self._kek, nonce, key, self._slot_aad(slot))
             out += _SLOT.pack(LIVE, crypto.FORMAT, epoch, n, self.header.wrapping_key_id, wrapped)
             keys.append((slot, key))
-        at = self._end
-        os.pwrite(self._fd, out, at)
+        start = self._end
+        os.pwrite(self._fd, out, start)
         os.fdatasync(self._fd)
-        self._end = at + len(out)
-        self._blocks[epoch, block] = at
+        self._end = start + len(out)
+        self._blocks[epoch, block] = start
         return keys
 
     def _slot_aad(self, slot: Slot) -> bytes:

@@ -38,9 +38,9 @@ LISTED: Final = frozenset((GENERATED, ACTIVATED, MERGED, ARCHIVED, FROZEN))
 """States that a listing shows unless it names a state."""
 
 _INSTEAD: Final = {
-    (MERGED, "write"): "write to the fused cube, or undo the fusion with mem_unfuse",
-    (ARCHIVED, "write"): "bring it back with mem_restore first",
-    (ARCHIVED, "freeze"): "bring it back with mem_restore first",
+    (MERGED, "write"): "Write to the fused cube, or undo the fusion with mem_unfuse",
+    (ARCHIVED, "write"): "Bring it back with mem_restore first",
+    (ARCHIVED, "freeze"): "Bring it back with mem_restore first",
 }
 
 

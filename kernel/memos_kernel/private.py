@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from . import crypto
 from .events import Damaged, pack, unpack
 
-_NOT_ARGUMENTS = frozenset(("request_id", "deadline_ms", "fd"))
+_APART = frozenset(("request_id", "deadline_ms", "fd", "content"))
+"""Not arguments, or hashed by themselves."""
+_DEEP = frozenset((dict, list, tuple, float))
 
 
 class Private(NamedTuple):
@@ -60,6 +62,6 @@ def canonical(value: Any) -> Any:
 
 def args_hash(number: int, args: Mapping[str, Any], content: bytes | None) -> bytes:
     """H(arguments) of a call: what makes a repeated request id the same request."""
-    flat = [[k, canonical(v)] for k, v in sorted(args.items()) if v is not None and k not in _NOT_ARGUMENTS and k != "content"]
+    flat = [[k, canonical(v) if type(v) in _DEEP else v] for k, v in sorted(args.items()) if v is not None and k not in _APART]
     digest = None if content is None else crypto.sha256(content)
     return crypto.sha256(pack((number, flat, digest)))

@@ -112,7 +112,7 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
     if effective == lifecycle.EXPIRED and not (past and request.version is not None):
         raise lifecycle.refusal(request.cube_id, effective, "read")
     if row.payload_bytes > limits.PAYLOAD_CHUNK_BYTES and "content" in request.parts:
-        kernel.spawn(answering(turn, _read_large(kernel, turn, access, found, request)), turn)
+        kernel.spawn(answering(kernel, turn, _read_large(kernel, turn, access, found, request)), turn)
         return
     if opened is None:
         opened = kernel.vault.open(view, cube, version)
@@ -165,7 +165,7 @@ async def _read_large(kernel: Kernel, turn: Turn, access: Access, found: Found, 
     return None
 
 
-async def answering(turn: Turn, work: Coroutine[Any, Any, dict[str, Any] | None]) -> None:
+async def answering(kernel: Kernel, turn: Turn, work: Coroutine[Any, Any, dict[str, Any] | None]) -> None:
     """Run a read's task and turn whatever comes of it into the answer."""
     try:
         result = await work
@@ -175,6 +175,8 @@ async def answering(turn: Turn, work: Coroutine[Any, Any, dict[str, Any] | None]
         turn.fail(error)
     except Damaged as error:
         turn.fail(MemIO(str(error), "Run `memctl verify` on the data directory."))
+    except Exception as error:
+        kernel.unexpected(turn, error)
     except asyncio.CancelledError:
         turn.fail(MemCanceled("the call was cancelled"))
         raise
@@ -186,7 +188,7 @@ def later(
     """A handler that runs as a task."""
 
     def handler(kernel: Kernel, turn: Turn, request: Any) -> None:
-        kernel.spawn(answering(turn, work(kernel, turn, request)), turn)
+        kernel.spawn(answering(kernel, turn, work(kernel, turn, request)), turn)
 
     return handler
 
@@ -198,7 +200,12 @@ def stat_of(kernel: Kernel, access: Access, found: Found) -> dict[str, Any]:
     if row is None:
         raise Damaged(f"cube {cube.cube_id.hex()} has no version {found.version}")
     private = None
-    if found.state != lifecycle.SHREDDED:
+    opened = kernel.vault.cached(cube.cube_id, found.version)
+    if found.state == lifecycle.SHREDDED:
+        private = None
+    elif opened is not None:
+        private = opened.private
+    else:
         try:
             private = kernel.vault.open_private(*row)
         except MemError:
@@ -304,7 +311,9 @@ def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> None:
         if opened is None:
             raise MemNotFound(f"cube {request.cube_id} has no version {number}; the newest is {cube.version}")
         head = header(access.view, cube, opened.version, opened.private, state=cube.state, now=kernel.clock.now(), owner=None)
-        sides.append((head, opened.content, opened.private.encoding))
+        composition = (opened.private.recipe or {}).get("method") == "compose"
+        content = composed(kernel, access, cube, opened) if composition else opened.content
+        sides.append((head, content, opened.private.encoding))
     (old, before, _), (new, after, _) = sides
     changed = {
         name: [old.get(name), new.get(name)]
@@ -485,6 +494,11 @@ async def sys_verify(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     return await asyncio.to_thread(verify_live, kernel, request.full)
 
 
+def sys_hello(kernel: Kernel, turn: Turn, request: Any) -> None:
+    """The first hello is the server's business; here arrives the second."""
+    raise MemInvalid("hello was said already on this connection", "Say it once.")
+
+
 def sys_cancel(kernel: Kernel, turn: Turn, request: Any) -> None:
     turn.answer({"canceled": turn.peer.cancel(request.call)})
 
@@ -497,9 +511,9 @@ def register(kernel: Kernel) -> None:
         "mem_read": mem_read, "mem_stat": mem_stat, "mem_list": later(mem_list), "mem_history": mem_history,
         "mem_diff": mem_diff, "mem_search": later(mem_search), "mem_watch": later(mem_watch), "sys_info": sys_info,
         "sys_stats": later(sys_stats), "sys_snapshot": later(sys_snapshot), "sys_verify": later(sys_verify),
-        "sys_cancel": sys_cancel,
+        "sys_cancel": sys_cancel, "sys_hello": sys_hello,
     }  # fmt: skip
     for call in BY_NAME.values():
-        if not call.flags & Flag.WRITE and call.name != "sys_hello":
+        if not call.flags & Flag.WRITE:
             kernel.reads[call.number] = handlers.pop(call.name)
     assert not handlers, "every handler has a syscall"

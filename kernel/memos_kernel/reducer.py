@@ -57,7 +57,7 @@ def _watch_expiry(tables: Tables, cube_id: bytes, old: int | None, new: int | No
 
 
 def _ensure_namespaces(tables: Tables, record: Record, name: str, forked_from: tuple[str, int] | None = None) -> None:
-    if tables.get(b"n" + name.encode()) is not None:
+    if tables.namespace_owner(name) is not None:
         return
     owner = tables.owner(name) or record.principal
     for part in parts_of(name):
@@ -144,6 +144,7 @@ def apply_expired(tables: Tables, record: Record, event: Event) -> None:
 def apply_merged(tables: Tables, record: Record, event: Event) -> None:
     fused_id, sources = event.fields
     for source_id, _version in sources:
+        tables.put(b"f" + fused_id + source_id, b"")
         _set_state(tables, record, _cube(tables, record, source_id), lifecycle.MERGED, merged_into=fused_id)
 
 
@@ -178,6 +179,10 @@ def apply_forked(tables: Tables, record: Record, event: Event) -> None:
             into = made.get(copy.merged_into) if copy.merged_into else None
             state = lifecycle.ACTIVATED if into is None else lifecycle.MERGED
             copy = copy._replace(state=state, merged_into=into)
+            if into is not None:
+                tables.put(b"f" + into + copy.cube_id, b"")
+        elif copy.merged_into is not None:
+            copy = copy._replace(merged_into=None)
         _ensure_namespaces(tables, record, copy.namespace)
         tables.put_cube(copy, new=True)
         tables.put(b"l" + copy.namespace.encode() + b"\0" + copy.cube_id, b"")
@@ -226,14 +231,13 @@ def apply_shredded(tables: Tables, record: Record, event: Event) -> None:
         _set_state(tables, record, cube, lifecycle.SHREDDED, expires_at=None)
     # Sources whose fused cube is gone are live again, or belong to the cube that replaces it.
     for cube in targets:
-        found = tables.version(cube, cube.version)
-        for source_id, _version, _role in found[0].lineage if found else []:
-            source = tables.cube(source_id)
-            if source is None or source_id in gone or source.merged_into != cube.cube_id:
+        into = replaced.get(cube.cube_id)
+        for source in list(tables.merged(cube.cube_id)):
+            if source.cube_id in gone:
                 continue
-            into = replaced.get(cube.cube_id)
-            state = lifecycle.MERGED if into else lifecycle.ACTIVATED
-            _set_state(tables, record, source, state, merged_into=into)
+            if into is not None:
+                tables.put(b"f" + into + source.cube_id, b"")
+            _set_state(tables, record, source, lifecycle.MERGED if into else lifecycle.ACTIVATED, merged_into=into)
     tables.put(b"x" + u64(record.seq), b"")
 
 

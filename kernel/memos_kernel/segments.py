@@ -151,11 +151,14 @@ class Segments:
 
     # -- erasing -----------------------------------------------------------------------------------------------------
 
-    def blind(self, cube_ids: list[bytes]) -> None:
-        """Destroy the keys of all segments that list these cubes, durably; then note what they held besides."""
+    def blind(self, cube_ids: list[bytes], heirs: dict[bytes, int]) -> None:
+        """Destroy the keys of all segments that list these cubes or their heirs (fork → the newest version that it
+        loses), durably; then note what the segments held besides."""
         with self._lock:
             numbers = {
-                int.from_bytes(key[17:], "big") for cube_id in cube_ids for key, _value in self._rows.scan(b"i" + cube_id)
+                int.from_bytes(key[17:], "big")
+                for cube_id in (*cube_ids, *heirs)
+                for key, _value in self._rows.scan(b"i" + cube_id)
             }
             slots: list[Slot] = []
             held: list[Key] = []
@@ -172,12 +175,13 @@ class Segments:
             for number in numbers:
                 batch.put(INDEX, b"g" + u64(number), None)
             for cube_id, version in held:
-                if cube_id not in gone:
+                if cube_id not in gone and version > heirs.get(cube_id, 0):
                     batch.put(INDEX, b"u" + cube_id + version.to_bytes(4, "big"), b"")
                     self._unsealed[cube_id, version] = None
-            for cube_id in cube_ids:
+            for cube_id in (*cube_ids, *heirs):
                 for key, _value in self._rows.scan(b"x" + cube_id):
-                    batch.put(INDEX, key, None)
+                    if cube_id in gone or int.from_bytes(key[17:21], "big") <= heirs[cube_id]:
+                        batch.put(INDEX, key, None)
             self._store.write(batch)
 
     # -- vectors -----------------------------------------------------------------------------------------------------
@@ -301,8 +305,7 @@ class Segments:
 
             for cube_id in shredded_by(view, record):
                 cube = view.cube(cube_id)
-                version = view.version(cube, cube.version) if cube else None
-                found += [source for source, _at, _role in version[0].lineage] if version else []
+                found += [key[17:] for key, _value in view.scan(b"f" + cube_id)] if cube else []
         return found
 
     def drop(self) -> None:

@@ -33,6 +33,7 @@ from .turn import Turn
 log_ = logging.getLogger("memos.server")
 
 HELLO: Final = BY_NAME["sys_hello"].number
+WATCH: Final = BY_NAME["mem_watch"].number
 RECV_BYTES: Final = 256 * 1024
 FRAMES_PER_TURN: Final = 64
 OVERFLOW_UID: Final = 65534
@@ -60,6 +61,8 @@ class Connection:
         self._descriptors: deque[int] = deque()
         self._turns: dict[int, Turn] = {}
         self._inflight = 0
+        self._long = 0
+        """Calls in progress that run as tasks, each of which may end in a large reply."""
         self._outbox: deque[tuple[bytes, list[int]]] = deque()
         self._outbox_bytes = 0
         self._reading = False
@@ -119,7 +122,11 @@ class Connection:
         for _ in range(FRAMES_PER_TURN):
             if not self._frames or self.closed:
                 break
-            if self._inflight >= limits.INFLIGHT_PER_CONNECTION_MAX or self._outbox_bytes >= limits.OUTBOX_BYTES_MAX:
+            if (
+                self._inflight >= limits.INFLIGHT_PER_CONNECTION_MAX
+                or self._outbox_bytes >= limits.OUTBOX_BYTES_MAX
+                or self._long >= limits.LONG_PER_CONNECTION_MAX
+            ):
                 self._pause()
                 return
             try:
@@ -160,6 +167,9 @@ class Connection:
         turn = self._kernel.call(self, call_id, number, args, contents)
         if turn is not None:
             self._turns[call_id] = turn
+            if turn.cancel is not None and number != WATCH:
+                turn.long = True
+                self._long += 1
 
     def _hello(self, call_id: int, number: int, args: dict[str, Any]) -> None:
         self._inflight -= 1
@@ -206,7 +216,9 @@ class Connection:
 
     def done(self, call_id: int) -> None:
         self._inflight -= 1
-        self._turns.pop(call_id, None)
+        turn = self._turns.pop(call_id, None)
+        if turn is not None and turn.long:
+            self._long -= 1
         if (
             not self._reading
             and not self._serving

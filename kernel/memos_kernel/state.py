@@ -13,6 +13,7 @@ Keys, by first byte (rows marked * are in the digest):
 - `l` namespace, 0, cube_id → nothing: cubes of a namespace in order of age
 - `s` cube_id, seq u64 → state: the past of a cube's state
 - `d` source, derived → nothing: lineage, downwards    - `g` source, fork → nothing
+- `f` fused, source → nothing: what was merged into a fused cube
 - `e` expires_at u64, cube_id → nothing                - `k` epoch u64, n u64 → cube_id: slots that records name
 - `r` request MAC → seq u64                            - `x` seq u64 → nothing: shred records
 - `m` name → meta values (see `META_*`)
@@ -23,7 +24,7 @@ The scans that operations need are the only indexes; everything else is read by 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
@@ -223,6 +224,29 @@ class View:
         for key, _value in self.scan(b"g" + source):
             yield key[17:]
 
+    def merged(self, fused: bytes) -> Iterator[Cube]:
+        """Cubes that a fused cube stands for: those that are still `merged`."""
+        for key, _value in self.scan(b"f" + fused):
+            cube = self.cube(key[17:])
+            if cube is not None and cube.state == "merged" and cube.merged_into == fused:
+                yield cube
+
+    def heirs(self, cube_ids: Iterable[bytes]) -> dict[bytes, int]:
+        """Forks of these cubes, at any remove: fork → the newest version that it inherits from one of them."""
+        found: dict[bytes, int] = {}
+        queue: list[tuple[bytes, int]] = [(cube_id, 2**32) for cube_id in cube_ids]
+        while queue:
+            source, newest = queue.pop()
+            for fork_id in self.forks(source):
+                fork = self.cube(fork_id)
+                if fork is None or fork.forked_from is None:
+                    continue
+                inherited = min(newest, fork.forked_from[1])
+                if found.get(fork_id, 0) < inherited:
+                    found[fork_id] = inherited
+                    queue.append((fork_id, inherited))
+        return found
+
     def request(self, mac: bytes) -> int | None:
         data = self.get(b"r" + mac)
         return None if data is None else int.from_bytes(data, "big")
@@ -251,7 +275,7 @@ class Tables(View):
     since the last `take`.
     """
 
-    __slots__ = ("_base_get", "_base_scan", "changes", "digest", "overlay", "payloads")
+    __slots__ = ("_base_get", "_base_scan", "_owners", "changes", "digest", "overlay", "payloads")
 
     def __init__(self, source: Source, digest: int) -> None:
         self._base_get = source.get
@@ -261,6 +285,8 @@ class Tables(View):
         self.payloads: list[tuple[bytes, bytes]] = []
         """Inline payload ciphertexts, by payload id."""
         self.digest = digest
+        self._owners: dict[str, str] = {}
+        """Owners of namespaces that exist: they neither go away nor change hands."""
         self.get = self._get
         self.scan = self._scan
 
@@ -293,6 +319,17 @@ class Tables(View):
             changed = fresh.pop()
             if (new := self.overlay[changed]) is not None:
                 yield changed, new
+
+    def namespace_owner(self, name: str) -> str | None:
+        """Who owns a namespace that exists; None when it does not."""
+        known = self._owners.get(name)
+        if known is None and (found := self.namespace(name)) is not None:
+            known = self._owners[name] = found.owner
+        return known
+
+    def owner(self, name: str) -> str | None:
+        known = self._owners.get(name)
+        return super().owner(name) if known is None else known
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set or delete a row that is not in the digest."""

@@ -41,7 +41,7 @@ class Peer(Protocol):
 class Turn:
     """Answers exactly once; whatever comes later is dropped."""
 
-    __slots__ = ("appended", "call_id", "cancel", "finished", "peer", "started", "stats", "syscall", "timer")
+    __slots__ = ("appended", "call_id", "cancel", "finished", "long", "peer", "started", "stats", "syscall", "timer")
 
     def __init__(self, peer: Peer, call_id: int, syscall: Syscall, stats: Any) -> None:
         self.peer = peer
@@ -52,6 +52,8 @@ class Turn:
         self.finished = False
         self.appended = False
         """A record of this call is on its way: from here on its outcome may be unknown."""
+        self.long = False
+        """Counted by its connection among the calls that run as tasks."""
         self.cancel: Any = None
         """Task to cancel when the caller goes away or says so."""
         self.timer: Any = None

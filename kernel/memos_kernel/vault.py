@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from memos_drivers.stores.base import Reader
 from memos_syscalls import limits
+from memos_syscalls.errors import MemShredded
 
 from . import crypto, private
 from .decide import Draft, NewPayload, shredded
@@ -29,7 +30,7 @@ from .private import Private
 from .randoms import Randoms
 from .state import Cube, Version, View
 
-CIPHERS_MAX = 8192
+KEYRING_MAX = 8192
 
 
 class OutOfSlots(Exception):
@@ -61,7 +62,7 @@ class Vault:
         self.randoms = Randoms()
         self._next_block = 0
         self._free: deque[tuple[Slot, bytes]] = deque()
-        self._ciphers: OrderedDict[Slot, tuple[AESGCM, bytes]] = OrderedDict()
+        self._keyring: OrderedDict[Slot, bytes] = OrderedDict()
         self._destroyed: set[Slot] = set()
         """Slots that this process destroyed: a thread that read one just before must not bring it back."""
         self.pending_payloads: dict[bytes, bytes] = {}
@@ -87,31 +88,28 @@ class Vault:
         self._remember(slot, key)
         return slot
 
-    def _remember(self, slot: Slot, key: bytes) -> tuple[AESGCM, bytes]:
-        entry = (AESGCM(key), key)
+    def _remember(self, slot: Slot, key: bytes) -> None:
         with self._lock:
-            if slot in self._destroyed:
-                return entry
-            self._ciphers[slot] = entry
-            if len(self._ciphers) > CIPHERS_MAX:
-                self._ciphers.popitem(last=False)
-        return entry
+            if slot not in self._destroyed:
+                self._keyring[slot] = key
+                if len(self._keyring) > KEYRING_MAX:
+                    self._keyring.popitem(last=False)
 
-    def _key(self, slot: Slot) -> tuple[AESGCM, bytes] | None:
-        entry = self._ciphers.get(slot)
-        if entry is not None:
-            return entry
-        if slot in self._destroyed:
-            return None
-        key = self.keystore.key(slot)
-        return None if key is None else self._remember(slot, key)
+    def _key(self, slot: Slot) -> bytes | None:
+        """A data key; None when it was destroyed."""
+        key = self._keyring.get(slot)
+        if key is None and slot not in self._destroyed:
+            key = self.keystore.key(slot)
+            if key is not None:
+                self._remember(slot, key)
+        return key
 
     def destroy(self, slots: list[Slot]) -> None:
         """Forget keys here and on disk; returns when that is durable."""
         with self._lock:
             self._destroyed.update(slots)
             for slot in slots:
-                self._ciphers.pop(slot, None)
+                self._keyring.pop(slot, None)
         self.keystore.destroy(slots)
 
     # -- sealing -----------------------------------------------------------------------------------------------------
@@ -129,12 +127,12 @@ class Vault:
                 break
         if draft.private is None or draft.slot is None:
             return Event(draft.name, 1, fields)
-        entry = self._key(draft.slot)
-        if entry is None:
+        key = self._key(draft.slot)
+        if key is None:
             raise shredded(draft.fields[0])
         random = self.randoms.take(crypto.ID_BYTES + crypto.NONCE_BYTES)
         private_id, nonce = random[:16], random[16:]
-        sealed = crypto.wrap(entry[0], nonce, private.encode(draft.private), crypto.aad_of(self.log_id, private_id))
+        sealed = crypto.wrap(AESGCM(key), nonce, private.encode(draft.private), crypto.aad_of(self.log_id, private_id))
         return Event(draft.name, 1, fields, (private_id, sealed))
 
     def _seal_payload(self, new: NewPayload, stored: list[tuple[bytes, bytes]]) -> list[object]:
@@ -142,11 +140,11 @@ class Vault:
         if isinstance(content, SealedContent):
             assert content.slot == new.slot, "large content is sealed under the slot that its cube uses"
             return content.payload
-        entry = self._key(new.slot)
-        assert entry is not None, "a slot that was just taken has its key"
+        key = self._key(new.slot)
+        assert key is not None, "a slot that was just taken has its key"
         random = self.randoms.take(crypto.ID_BYTES + crypto.NONCE_BYTES)
         payload_id, nonce = random[:16], random[16:]
-        sealed = crypto.wrap(entry[0], nonce, content, crypto.aad_of(self.log_id, payload_id))
+        sealed = crypto.wrap(AESGCM(key), nonce, content, crypto.aad_of(self.log_id, payload_id))
         self.pending_payloads[payload_id] = sealed
         inline: bytes | None = sealed
         if len(sealed) > limits.PAYLOAD_INLINE_BYTES_MAX:
@@ -156,30 +154,31 @@ class Vault:
 
     def seal_large(self, content: memoryview, slot: Slot, write: Callable[[bytes, bytes], None]) -> SealedContent:
         """Seal content over one chunk, handing each ciphertext chunk to `write`. For a thread."""
-        entry = self._key(slot)
-        assert entry is not None, "a slot that was just taken has its key"
+        key = self._key(slot)
+        if key is None:
+            raise MemShredded("the cube was shredded")
         payload_id = os.urandom(crypto.ID_BYTES)
         size, step = len(content), limits.PAYLOAD_CHUNK_BYTES
         pieces = (bytes(content[at : at + step]) for at in range(0, size, step))
         digest = hashlib.sha256()
-        for index, chunk in enumerate(crypto.seal_chunks(entry[1], self.log_id, payload_id, pieces)):
+        for index, chunk in enumerate(crypto.seal_chunks(key, self.log_id, payload_id, pieces)):
             digest.update(chunk)
             write(payload_id + index.to_bytes(4, "big"), chunk)
         return SealedContent([payload_id, size, digest.digest(), slot, None], slot)
 
     def seal_vector(self, slot: Slot, part: bytes, raw: bytes) -> bytes | None:
         """A vector under a cube's key; None when the key is gone."""
-        entry = self._key(slot)
-        if entry is None:
+        key = self._key(slot)
+        if key is None:
             return None
-        return crypto.wrap(entry[0], os.urandom(crypto.NONCE_BYTES), raw, crypto.aad_of(self.log_id, b"vector" + part))
+        return crypto.wrap(AESGCM(key), os.urandom(crypto.NONCE_BYTES), raw, crypto.aad_of(self.log_id, b"vector" + part))
 
     def open_vector(self, slot: Slot, part: bytes, sealed: bytes) -> bytes | None:
-        entry = self._key(slot)
-        if entry is None:
+        key = self._key(slot)
+        if key is None:
             return None
         try:
-            return crypto.unwrap(entry[0], sealed, crypto.aad_of(self.log_id, b"vector" + part))
+            return crypto.unwrap(AESGCM(key), sealed, crypto.aad_of(self.log_id, b"vector" + part))
         except crypto.Undecryptable as error:
             raise Damaged(f"a stored vector does not open: {error}") from error
 
@@ -187,18 +186,18 @@ class Vault:
 
     def open_private(self, version: Version, sealed: bytes) -> Private:
         """The private part of a version; raises `MemShredded` when its key is gone, `Damaged` when the bytes are wrong."""
-        entry = self._key(version.slot)
-        if entry is None:
+        key = self._key(version.slot)
+        if key is None:
             raise shredded(version.cube_id)
-        return private.decode(self._unwrap(entry[0], sealed, version.private_id, version))
+        return private.decode(self._unwrap(AESGCM(key), sealed, version.private_id, version))
 
     def open_sealed_private(self, slot: Slot, private_id: bytes, sealed: bytes) -> Private | None:
         """A private part by its address; None when its key is gone."""
-        entry = self._key(slot)
-        if entry is None:
+        key = self._key(slot)
+        if key is None:
             return None
         try:
-            return private.decode(crypto.unwrap(entry[0], sealed, crypto.aad_of(self.log_id, private_id)))
+            return private.decode(crypto.unwrap(AESGCM(key), sealed, crypto.aad_of(self.log_id, private_id)))
         except crypto.Undecryptable as error:
             raise Damaged(f"a private part under key {slot.epoch}.{slot.n} does not open: {error}") from error
 
@@ -224,14 +223,14 @@ class Vault:
         return found
 
     def open_content(self, version: Version) -> bytes:
-        entry = self._key(version.payload_slot)
-        if entry is None:
+        key = self._key(version.payload_slot)
+        if key is None:
             raise shredded(version.cube_id)
         pieces = self.sealed_payload(version)
         if not crypto.is_chunked(version.payload_bytes):
-            return self._unwrap(entry[0], pieces[0], version.payload_id, version)
+            return self._unwrap(AESGCM(key), pieces[0], version.payload_id, version)
         try:
-            return crypto.open_chunks(entry[1], self.log_id, version.payload_id, pieces)
+            return crypto.open_chunks(key, self.log_id, version.payload_id, pieces)
         except crypto.Undecryptable as error:
             raise Damaged(f"version {version.version} of cube {version.cube_id.hex()} does not open: {error}") from error
 
@@ -272,7 +271,7 @@ class Vault:
         with self._lock:
             self._destroyed |= slots
             for slot in slots:
-                self._ciphers.pop(slot, None)
+                self._keyring.pop(slot, None)
             for key in [k for k, o in self._opened.items() if k[0] in cube_ids or o.version.payload_slot in slots]:
                 self.opened_bytes -= len(self._opened.pop(key).content) + 512
 

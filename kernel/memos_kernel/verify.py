@@ -245,7 +245,8 @@ def _walk(
     if anchor is not None and not anchored:
         walk.problem(
             walk.seq + 1,
-            f"the log ends at offset {walk.seq}, but a signed checkpoint of offset {anchor.head_seq} is remembered: the log was cut back",
+            f"the log ends at offset {walk.seq}, but a signed checkpoint of offset {anchor.head_seq} is remembered: "
+            "the log was cut back",
         )
 
 

@@ -22,6 +22,8 @@ WIRE_DEPTH_MAX: Final = 24
 FDS_PER_FRAME_MAX: Final = 4
 INFLIGHT_PER_CONNECTION_MAX: Final = 1024
 """Calls in progress on one connection before the kernel stops reading from it."""
+LONG_PER_CONNECTION_MAX: Final = 32
+"""Of those, calls that run as tasks (searches, listings, large contents) and whose replies may be large."""
 OUTBOX_BYTES_MAX: Final = 8 * MIB
 """Replies that a slow reader may leave unread before the kernel stops reading its requests."""
 CONNECTIONS_MAX: Final = 4096

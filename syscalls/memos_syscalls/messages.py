@@ -7,6 +7,7 @@ int64 nanoseconds UTC in replies; requests also take RFC 3339 text. Sizes are by
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,7 @@ def nanoseconds(value: object) -> object:
     return int(whole.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
 
 
+@functools.lru_cache(maxsize=4096)
 def _namespace(value: str) -> str:
     parts = value.split("/")
     if len(parts) > limits.NAMESPACE_DEPTH_MAX:
@@ -54,7 +56,8 @@ Tag = Annotated[str, StringConstraints(min_length=1, max_length=limits.TAG_CHARS
 Tags = Annotated[list[Tag], Field(max_length=limits.TAGS_MAX)]
 Labels = Annotated[list[Tag], Field(max_length=limits.LABELS_MAX)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=limits.NAME_CHARS_MAX)]
-Embedding = Annotated[list[float], Field(min_length=1, max_length=limits.EMBEDDING_DIMS_MAX)]
+Component = Annotated[float, Field(ge=-3e38, le=3e38, allow_inf_nan=False)]
+Embedding = Annotated[list[Component], Field(min_length=1, max_length=limits.EMBEDDING_DIMS_MAX)]
 DeadlineMs = Annotated[int, Field(ge=1, le=limits.DEADLINE_MS_MAX)]
 
 

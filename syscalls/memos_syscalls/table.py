@@ -67,7 +67,8 @@ TABLE: Final[tuple[Syscall, ...]] = (
     Syscall(20, "mem_list", m.MemList, m.MemListReply, _READ | _LONG, 1, "list --namespace alice --tags pets"),
     Syscall(21, "mem_write", m.MemWrite, m.Mutated, _WRITE, 1, "write $ID --content 'Biscuit is a whippet' --expect-version 1"),
     Syscall(22, "mem_free", m.MemFree, m.StateReply, _WRITE, 1, "free $ID"),
-    Syscall(32, "mem_search", m.MemSearch, m.MemSearchReply, _READ | _LONG, 1, "search 'what breed is the dog?' --namespace alice --k 5"),
+    Syscall(32, "mem_search", m.MemSearch, m.MemSearchReply, _READ | _LONG, 1,
+            "search 'what breed is the dog?' --namespace alice --k 5"),
     Syscall(48, "mem_compose", m.MemCompose, m.Mutated, _WRITE, 1, "compose $ID $ID2 --namespace alice"),
     Syscall(49, "mem_fuse", m.MemFuse, m.MemFuseReply, _WRITE | _LONG, 1, "fuse $ID $ID2 --strategy merge"),
     Syscall(50, "mem_unfuse", m.MemUnfuse, m.MemUnfuseReply, _WRITE, 1, "unfuse $ID"),
@@ -80,7 +81,8 @@ TABLE: Final[tuple[Syscall, ...]] = (
     Syscall(82, "mem_archive", m.MemArchive, m.StateReply, _WRITE, 1, "archive $ID"),
     Syscall(83, "mem_restore", m.MemRestore, m.StateReply, _WRITE, 1, "restore $ID"),
     Syscall(86, "mem_shred", m.MemShred, m.MemShredReply, _WRITE | _LONG, 1, "shred $ID"),
-    Syscall(112, "mem_watch", m.MemWatch, m.Reply, _READ | Flag.STREAM, 1, "watch --namespace alice --from-offset 0", m.WatchItem),
+    Syscall(112, "mem_watch", m.MemWatch, m.Reply, _READ | Flag.STREAM, 1,
+            "watch --namespace alice --from-offset 0", m.WatchItem),
 )  # fmt: skip
 
 BY_NUMBER: Final[dict[int, Syscall]] = {call.number: call for call in TABLE}

@@ -94,29 +94,41 @@ def parse_reply(body: bytes | memoryview) -> tuple[int, int, dict[str, Any]]:
 class Splitter:
     """Cuts a byte stream into frame bodies.
 
-    Invariants: `_buffer` never holds a whole frame after `feed` returned; it never grows over one frame.
+    Invariants: `_buffer` never holds a whole frame after `feed` returned; it never grows over one frame; a byte is
+    copied a bounded number of times, however small the pieces are that it comes in.
     """
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_buffer", "_need")
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._need = 4
+        """Bytes that the buffer must reach before another look at it is worth while."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The bodies that `data` completes, in order."""
+        whole: bytes | bytearray = data
         if self._buffer:
-            data = self._buffer + data
+            self._buffer += data
+            if len(self._buffer) < self._need:
+                return []
+            whole = self._buffer
         bodies: list[bytes] = []
-        at, end = 0, len(data)
+        at, end = 0, len(whole)
+        self._need = 4
         while end - at >= 4:
-            (length,) = _LENGTH.unpack_from(data, at)
+            (length,) = _LENGTH.unpack_from(whole, at)
             if length > limits.FRAME_BYTES_MAX:
                 raise MemTooLarge(f"a frame of {length} bytes is over the limit of {limits.FRAME_BYTES_MAX}")
             if end - at - 4 < length:
+                self._need = 4 + length
                 break
-            bodies.append(data[at + 4 : at + 4 + length])
+            bodies.append(bytes(whole[at + 4 : at + 4 + length]))
             at += 4 + length
-        self._buffer = data[at:] if at else data
+        if whole is self._buffer:
+            del self._buffer[:at]
+        elif at < end:
+            self._buffer += data[at:]
         return bodies
 
     @property

@@ -62,7 +62,7 @@ def default_path() -> str:
 class Call(Generic[R]):
     """A row of the table as the client needs it, with the type of its replies (or stream items)."""
 
-    __slots__ = ("carries_content", "mutates", "name", "number", "repeatable", "validate")
+    __slots__ = ("carries_content", "mutates", "name", "number", "quick", "repeatable", "validate")
 
     def __init__(self, name: str, reply: type[R]) -> None:
         row = BY_NAME[name]
@@ -71,6 +71,7 @@ class Call(Generic[R]):
         self.number = row.number
         self.repeatable = Flag.READ in row.flags
         self.mutates = not self.repeatable
+        self.quick = self.repeatable and Flag.LONG not in row.flags  # The answer is there before a sleeper would be.
         self.carries_content = not row.request.model_fields.keys().isdisjoint(("content", "items"))
         # One Python frame less than `model_validate`, on the path of every call.
         self.validate = reply.__pydantic_validator__.validate_python

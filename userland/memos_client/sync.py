@@ -22,7 +22,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 from memos_syscalls import limits
 from memos_syscalls.errors import MemError, MemUnreachable
@@ -52,6 +52,11 @@ from ._session import (
 )
 
 ANCILLARY_BYTES: Final = socket.CMSG_SPACE(array.array("i").itemsize * limits.FDS_PER_FRAME_MAX)
+LOOK_S: Final = 200e-6
+"""How long a quick read looks for its answer before it sleeps."""
+LOOKS_LEFT_OUT: Final = 32
+_LOOKING: Final = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+_Received: TypeAlias = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
 _TIMEVAL: Final = struct.Struct("@ll")
 _FOREVER_S: Final = 0.0
 _TIMEOUT_S_MIN: Final = 0.001
@@ -79,10 +84,11 @@ class _Link:
     to every receive.
     """
 
-    __slots__ = ("_limit_s", "_socket", "session")
+    __slots__ = ("_limit_s", "_looks_left_out", "_socket", "session")
 
     def __init__(self, path: str, limit_s: float) -> None:
         self.session = Session()
+        self._looks_left_out = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._limit_s = -1.0
         try:
@@ -109,18 +115,38 @@ class _Link:
         if count < len(frame):
             self._socket.sendall(memoryview(frame)[count:])
 
-    def receive(self) -> list[Message]:
-        """What one receive brings, which may be no whole message."""
-        data, ancillary, _, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    def receive(self, soon: bool = False) -> list[Message]:
+        """What one receive brings, which may be no whole message. `soon` says that it is worth a look before sleeping."""
+        found = self._look() if soon else None
+        data, ancillary, _, _ = found or self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         if not data:
             raise ConnectionResetError("the kernel closed the connection")
         return self.session.receive(data, descriptors(ancillary) if ancillary else ())
 
-    def receive_until(self, call_id: int, until: float) -> Message:
+    def _look(self) -> _Received | None:
+        """What arrives within `LOOK_S`, without sleeping; other threads and processes run meanwhile.
+
+        To be woken on another processor takes longer than the kernel takes for most reads. A look that finds nothing
+        costs processor time for nothing, so the next few are left out.
+        """
+        if self._looks_left_out:
+            self._looks_left_out -= 1
+            return None
+        until = time.perf_counter() + LOOK_S
+        while True:
+            try:
+                return self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES, _LOOKING)
+            except BlockingIOError:
+                if time.perf_counter() > until:
+                    self._looks_left_out = LOOKS_LEFT_OUT
+                    return None
+            os.sched_yield()
+
+    def receive_until(self, call_id: int, until: float, soon: bool = False) -> Message:
         """The reply to a call; anything else is dropped."""
         found: Message | None = None
         while True:
-            for message in self.receive():
+            for message in self.receive(soon):
                 if message.call_id == call_id and found is None:
                     found = message
                 else:
@@ -244,7 +270,7 @@ class Kernel(Calls):
                 began = True
                 link.send(frame, fds)
                 sent = True
-                return link.receive_until(call_id, until)
+                return link.receive_until(call_id, until, call.quick)
             except BlockingIOError as error:
                 self._drop()
                 raise expired(call, sent or (retry is not None and retry.sent)) from error

@@ -14,12 +14,14 @@ from typing import Any, Final, NamedTuple
 
 from memos_drivers.stores.base import VIEW
 from memos_kernel import events as ev
+from memos_kernel.eventlog.base import EventLog
 from memos_kernel.events import Damaged, Event, Record
 from memos_kernel.governance import raw_id, text_id
 from memos_kernel.private import Private
 from memos_kernel.state import Cube, View
 from memos_kernel.upcast import current
 from memos_kernel.vault import Vault
+from memos_kernel.verify import Progress
 
 from . import offline
 from .logview import opened_private, syscall_name
@@ -27,6 +29,7 @@ from .offline import Keys
 from .output import BAD, GOOD, Output, Trouble
 from .render import Block, Line, Rows, time_text
 
+_READ: Final = "read by "
 _FORKED: Final = ev.FORKED.encode()
 _UUID: Final = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}")
 
@@ -54,7 +57,7 @@ def command(arguments: argparse.Namespace, out: Output) -> int:
         total = offline.head(found.log) + 1
         with out.progress("reading the log", total) as progress:
             try:
-                entries = list(_entries(found.log, view, found.vault, cubes, namespace, progress))
+                entries = list(_entries(found.log, view, found.vault, cubes, namespace is None, progress))
             except Damaged as error:
                 damage = f"{error}; run `memctl check {arguments.dir}`"
         blocks: list[Block] = [Line(text) for text in _heads(cubes, namespace)]
@@ -104,7 +107,7 @@ def _heads(cubes: dict[bytes, Cube], namespace: str | None) -> Iterator[str]:
 
 
 def _entries(
-    log: Any, view: View, vault: Vault | None, cubes: dict[bytes, Cube], namespace: str | None, progress: Any
+    log: EventLog, view: View, vault: Vault | None, cubes: dict[bytes, Cube], single: bool, progress: Progress
 ) -> Iterator[Entry]:
     states: dict[int, dict[bytes, str]] = {}
     for cube_id in cubes:
@@ -113,7 +116,7 @@ def _entries(
     made: dict[int, list[bytes]] = {}
     for cube in cubes.values():
         made.setdefault(cube.created_seq, []).append(cube.cube_id)
-    only = next(iter(cubes)) if namespace is None else None
+    only = next(iter(cubes)) if single else None
     for item in offline.walk(log):
         if item.seq % 4096 == 0:
             progress(item.seq)
@@ -123,8 +126,14 @@ def _entries(
             continue
         record = current(item.record())
         seen: set[bytes] = set()
+        merged = {source for event in record.events if event.name == ev.MERGED for source, _version in event.fields[1]}
         for event in record.events:
-            for cube_id, what, version in _touched(event, cubes, namespace):
+            for cube_id, what, version in _touched(event, cubes):
+                if what.startswith(_READ) and cube_id in merged:
+                    continue
+                if what.startswith(_READ):
+                    yield _entry(record, cube_id, what, version, None, None)
+                    continue
                 seen.add(cube_id)
                 # A cube's first state stands at its birth only once it has changed.
                 state = changed.get(cube_id) or ("generated" if event.name == ev.ALLOCATED else None)
@@ -151,15 +160,17 @@ def _entry(record: Record, cube_id: bytes, what: str, version: int | None, state
 
 
 def _note(record: Record, event: Event, view: View, vault: Vault | None) -> str | None:
-    if record.note is not None or event.private is None:
+    """Why it was done: public with an erasure, otherwise in the private part of the event or of the record's first one."""
+    sealed = event if event.private is not None else next((e for e in record.events if e.private is not None), None)
+    if record.note is not None or sealed is None:
         return record.note
     if vault is None:
         return "(no key)"
-    private = opened_private(event, view, vault)
+    private = opened_private(sealed, view, vault)
     return private.note if isinstance(private, Private) else private
 
 
-def _touched(event: Event, cubes: dict[bytes, Cube], namespace: str | None) -> Iterator[tuple[bytes, str, int | None]]:
+def _touched(event: Event, cubes: dict[bytes, Cube]) -> Iterator[tuple[bytes, str, int | None]]:
     """Cubes of ours that an event names: `(cube, what happened, version)`."""
     f = event.fields
     pairs: list[tuple[bytes, str, int | None]] = []
@@ -178,7 +189,9 @@ def _touched(event: Event, cubes: dict[bytes, Cube], namespace: str | None) -> I
             pairs = [(f[0], "fusion undone", f[1]), *((one, f"back from {text_id(f[0])}", None) for one in f[2])]
         case ev.SHREDDED:
             rebuilt = dict(f[2])
-            pairs = [(one, f"erased, made anew as {text_id(rebuilt[one])}" if one in rebuilt else "erased", None) for one in f[1]]
+            pairs = [
+                (one, f"erased, made anew as {text_id(rebuilt[one])}" if one in rebuilt else "erased", None) for one in f[1]
+            ]
         case _:
             pass
     yield from (pair for pair in pairs if pair[0] in cubes)
@@ -196,4 +209,4 @@ def _copied(event: Event, record: Record, cubes: dict[bytes, Cube]) -> Iterator[
 def _sources(lineage: list[Any], derived: bytes) -> Iterator[tuple[bytes, str, int | None]]:
     for source, version, _role in lineage:
         if source != derived:
-            yield source, f"read by {text_id(derived)}", version
+            yield source, f"{_READ}{text_id(derived)}", version

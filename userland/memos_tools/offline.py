@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -68,7 +68,7 @@ def check_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _environment_kept() -> Iterator[None]:
+def _environment_kept() -> Generator[None]:
     """Reading the master key takes it from the environment; a command may open more than one directory."""
     kept = os.environ.get(masterkey.VARIABLE)
     try:
@@ -79,7 +79,7 @@ def _environment_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, keys: Keys = Keys(), *, need_key: bool = False) -> Iterator[Offline]:  # noqa: B008  # A constant.
+def opened(path: Path, keys: Keys = Keys(), *, need_key: bool = False) -> Generator[Offline]:  # noqa: B008  # A constant.
     """A data directory, read-only."""
     with _open(path, keys, need_key) as found:
         yield found
@@ -125,12 +125,14 @@ class Taken(NamedTuple):
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Generator[None]:
     """The single-writer lock of a directory; refused while a kernel holds it."""
     try:
         lock = lock_directory(path)
     except BlockingIOError:
-        raise Trouble(f"a kernel (pid {holder(path)}) has {path} open; stop it first: this changes files that it uses") from None
+        raise Trouble(
+            f"a kernel (pid {holder(path)}) has {path} open; stop it first: this changes files that it uses"
+        ) from None
     try:
         yield
     finally:
@@ -138,7 +140,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def taken(path: Path, keys: Keys) -> Iterator[Taken]:
+def taken(path: Path, keys: Keys) -> Generator[Taken]:
     """A stopped data directory for writing. Without a key, `keys` and the key stores are None."""
     check_directory(path)
     with locked(path), contextlib.ExitStack() as closing:
@@ -161,6 +163,18 @@ def taken(path: Path, keys: Keys) -> Iterator[Taken]:
             raise Trouble(f"{error}; see `memctl doctor {path}`") from error
         closing.callback(store.close)
         yield Taken(path, store, EmbeddedLog(store), log_keys, slots, segments)
+
+
+def master_key(path: Path, keys: Keys) -> bytes:
+    """The master key of a directory."""
+    try:
+        with _environment_kept():
+            master = masterkey.read(keys.file or path / "master.key")
+    except (masterkey.NoKey, OSError) as error:
+        raise Trouble(str(error)) from error
+    if master is None:
+        raise Trouble(f"no master key for {path}: pass --key-file FILE, or set {masterkey.VARIABLE}")
+    return master
 
 
 def holder(path: Path) -> int | None:

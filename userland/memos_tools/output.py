@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +23,10 @@ GOOD, BAD, UNUSABLE = 0, 1, 2
 
 class Trouble(Exception):
     """The command cannot be carried out; the message says why and what to do."""
+
+
+def _nowhere(_done: int) -> None:
+    """Progress that nobody watches."""
 
 
 class Output:
@@ -41,12 +45,18 @@ class Output:
         self.out.file.flush()
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    def progress(self, title: str, total: int | None) -> Generator[Callable[[int], None]]:
         """A function that takes how many records are done."""
         if self.json or not self.err.is_terminal:
-            yield lambda _done: None
+            yield _nowhere
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.err, transient=True) as bar:
             task = bar.add_task(title, total=total)
             yield lambda done: bar.update(task, completed=done)

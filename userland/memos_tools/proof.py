@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import json
 import time
 from pathlib import Path
@@ -49,6 +48,15 @@ class Anchor(NamedTuple):
     checkpoint: Checkpoint
 
 
+class Wanted(NamedTuple):
+    """What a verification compares the log with."""
+
+    public_key: bytes | None
+    anchor: Anchor | None
+    receipt: bytes | None
+    full: bool
+
+
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
@@ -59,6 +67,7 @@ def verify(arguments: argparse.Namespace, out: Output) -> int:
         raise Trouble("name a data directory, or a kernel with --socket")
     given = _hex(arguments.public_key, 32, "--public-key") if arguments.public_key else None
     anchor = read_anchor(arguments.anchor) if arguments.anchor else None
+    receipt = receipt_bytes(arguments.receipt) if arguments.receipt else None
     keys = Keys(arguments.key_file, arguments.no_keys)
     for left in reversed(range(RACE_TRIES)):
         with offline.opened(arguments.dir, keys, need_key=arguments.full) as found:
@@ -67,7 +76,7 @@ def verify(arguments: argparse.Namespace, out: Output) -> int:
                 # A live kernel signed it between our opening of the log and of the key store.
                 time.sleep(RACE_SECONDS)
                 continue
-            return _verify(found, given, anchor, newest, arguments, out)
+            return _verify(found, Wanted(given, anchor, receipt, arguments.full), newest, out)
     raise AssertionError("the last try returns")
 
 
@@ -78,58 +87,60 @@ def offline_head(found: Offline) -> int:
         return -1
 
 
-def _verify(
-    found: Offline, given: bytes | None, anchor: Anchor | None, newest: Checkpoint | None, arguments: argparse.Namespace, out: Output
-) -> int:  # fmt: skip
+def _verify(found: Offline, wanted: Wanted, newest: Checkpoint | None, out: Output) -> int:
+    given = wanted.public_key
     own = found.keys.signer.public_key if found.keys else None
     began = time.perf_counter()
     extra: list[Problem] = []
     if given is not None and own is not None and given != own:
         extra.append(Problem(NOWHERE, "the key store's signing key is not the one given", "Ask who gave you the public key."))
     with out.progress("verifying", max(0, offline_head(found) + 1)) as progress:
-        if arguments.full:
+        if wanted.full:
             assert found.keys is not None and found.vault is not None
             report = verify_full(found.store, found.log, found.keys, found.vault, progress, anchor=newest)
         else:
             mac = found.keys.frame_mac if found.keys else None
             report = verify_log(found.log, public_key=given or own, frame_mac=mac, anchor=newest, progress=progress)
     seconds = time.perf_counter() - began
-    if anchor is not None:
-        extra += anchor_problems(found.log, anchor)
+    if wanted.anchor is not None:
+        extra += anchor_problems(found.log, wanted.anchor)
     receipt: Receipt | None = None
-    if arguments.receipt:
-        receipt, wrong = receipt_problems(found, arguments.receipt, given or own)
+    wrong: list[Problem] = []
+    if wanted.receipt is not None:
+        receipt, wrong = receipt_problems(found, wanted.receipt, given or own)
         extra += wrong
     problems = [*report.problems, *extra]
     data: dict[str, Any] = {
         "ok": not problems, "records": report.records, "offset": report.offset, "head_hash": report.head_hash.hex(),
         "checkpoints": report.checkpoints, "state_digest": report.digest.hex() if report.digest else None,
-        "macs_checked": found.keys is not None, "full": arguments.full, "seconds": round(seconds, 3),
+        "macs_checked": found.keys is not None, "full": wanted.full, "seconds": round(seconds, 3),
         "problems": [problem._asdict() for problem in problems],
     }  # fmt: skip
     blocks: list[Block] = [_verdict(report, problems, seconds)]
     blocks += problem_lines(problems)
     if receipt is not None:
         data["receipt"] = {"offset": receipt.seq, "cubes": [text_id(cube_id) for cube_id in receipt.cubes]}
-        if not wrong_receipt(extra):
+        if not wrong:
             count = len(receipt.cubes)
-            blocks.append(Line(f"the receipt holds: {count} cubes erased at offset {receipt.seq}, their keys are gone", "green"))
+            blocks.append(
+                Line(f"the receipt holds: {count} cubes erased at offset {receipt.seq}, their keys are gone", "green")
+            )
     if found.keys is None:
         blocks.append(Line("without the master key, MACs and the key store were not checked (--key-file)", "yellow"))
         if given is None:
-            blocks.append(Line("signatures were checked against the key that the log itself names; pass --public-key", "yellow"))
+            blocks.append(
+                Line("signatures were checked against the key that the log itself names; pass --public-key", "yellow")
+            )
     out.show(data, *blocks)
     return BAD if problems else GOOD
-
-
-def wrong_receipt(problems: list[Problem]) -> bool:
-    return any("receipt" in problem.what for problem in problems)
 
 
 def _verdict(report: Report, problems: list[Problem], seconds: float) -> Line:
     speed = f", {report.records / seconds:,.0f} records/s" if seconds > 1 else ""
     if not problems:
-        return Line(f"ok: {report.records} records, {report.checkpoints} signed checkpoints, head {report.offset}{speed}", "green")
+        return Line(
+            f"ok: {report.records} records, {report.checkpoints} signed checkpoints, head {report.offset}{speed}", "green"
+        )
     where = f"good up to offset {report.offset}" if report.problems else "the log itself is good"
     return Line(f"NOT OK: {len(problems)} problems, {where}{speed}", "bold red")
 
@@ -172,19 +183,19 @@ def receipt_bytes(path: Path) -> bytes:
         found = text
     while isinstance(found, dict):
         found = next((found[name] for name in ("report", "receipt", "base64") if name in found), None)
-    for decode in (bytes.fromhex, lambda t: base64.b64decode(t, validate=True)):
+    for decode in (bytes.fromhex, base64.b64decode):
         try:
             return decode(found)
-        except (ValueError, TypeError, binascii.Error):
+        except (ValueError, TypeError):
             continue
     raise Trouble(f"{path} holds no receipt: give the bytes that mem_shred answered, or the JSON line of `memsh --json shred`")
 
 
-def receipt_problems(found: Offline, path: Path, public_key: bytes | None) -> tuple[Receipt | None, list[Problem]]:
+def receipt_problems(found: Offline, data: bytes, public_key: bytes | None) -> tuple[Receipt | None, list[Problem]]:
     """Whether what a receipt says happened, and is still so."""
     forged = "Do not accept it; ask for the one that the kernel answered."
     try:
-        receipt = read_receipt(receipt_bytes(path))
+        receipt = read_receipt(data)
     except Damaged as error:
         return None, [Problem(NOWHERE, f"the receipt is not genuine: {error}", forged)]
     view = View(found.store.live(VIEW))
@@ -195,7 +206,11 @@ def receipt_problems(found: Offline, path: Path, public_key: bytes | None) -> tu
         return receipt, [Problem(NOWHERE, "the receipt is signed by another key than this log's", forged)]
     item = offline.item_at(found.log, at)
     if item is None or item.hash != receipt.record_hash:
-        what = "the log does not hold the record of the receipt" if item is None else "the receipt names another record than the log holds"
+        what = (
+            "the log does not hold the record of the receipt"
+            if item is None
+            else "the receipt names another record than the log holds"
+        )
         return receipt, [Problem(at, what, "The log was cut back or rewritten after the erasure: restore it, and erase again.")]
     record = item.record()
     if not any(event.name == ev.SHREDDED for event in record.events):
@@ -259,7 +274,9 @@ def read_anchor(path: Path) -> Anchor:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["kind"] != KIND or raw["format"] != crypto.FORMAT:
             raise ValueError("it is of another kind or format")
-        fields = {name: bytes.fromhex(value) if name in _HEX else int(value) for name, value in raw["checkpoint"].items()}
+        fields: dict[str, Any] = {
+            name: bytes.fromhex(value) if name in _HEX else int(value) for name, value in raw["checkpoint"].items()
+        }
         anchor = Anchor(bytes.fromhex(raw["log_id"]), bytes.fromhex(raw["public_key"]), Checkpoint(**fields))
     except OSError as error:
         raise Trouble(f"cannot read the anchor: {error}") from error
@@ -295,7 +312,11 @@ def anchor_problems(log: EventLog, anchor: Anchor, progress: Progress | None = N
                 progress(next_seq)
     except Damaged as error:
         return [Problem(next_seq, f"the frame cannot be read: {error}", advice)]
-    return [Problem(next_seq, f"the log ends at {next_seq - 1}, the anchor signed offset {wanted.head_seq}: it was cut back", advice)]
+    return [
+        Problem(
+            next_seq, f"the log ends at {next_seq - 1}, the anchor signed offset {wanted.head_seq}: it was cut back", advice
+        )
+    ]
 
 
 def anchor(arguments: argparse.Namespace, out: Output) -> int:
@@ -316,7 +337,9 @@ def anchor(arguments: argparse.Namespace, out: Output) -> int:
             raise Trouble(f"the log cannot be read: {error}; run `memctl check {arguments.dir}`") from error
         log_id, public_key = view.get(b"mlog_id"), view.get(b"mpublic_key")
         if newest is None or log_id is None or public_key is None:
-            raise Trouble("the log holds no signed checkpoint yet; the kernel signs one a second after a write, and when it stops")
+            raise Trouble(
+                "the log holds no signed checkpoint yet; the kernel signs one a second after a write, and when it stops"
+            )
         data = anchor_json(Anchor(log_id, public_key, newest))
     if arguments.out is None:
         out.show(data, Line(json.dumps(data, indent=2)))
@@ -325,7 +348,9 @@ def anchor(arguments: argparse.Namespace, out: Output) -> int:
             arguments.out.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise Trouble(f"cannot write the anchor: {error}") from error
-        out.show(data, Line(f"anchor of offset {newest.head_seq} written to {arguments.out}; keep it on another machine", "green"))
+        out.show(
+            data, Line(f"anchor of offset {newest.head_seq} written to {arguments.out}; keep it on another machine", "green")
+        )
     return GOOD
 
 
@@ -337,4 +362,3 @@ def _hex(text: str, size: int, name: str) -> bytes:
     if len(value) != size:
         raise Trouble(f"{name} takes {size * 2} hexadecimal digits")
     return value
-
