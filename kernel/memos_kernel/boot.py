@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from memos_drivers.embed.client import EmbedClient
 from memos_drivers.plaintext.fuse_text import Source
-from memos_drivers.stores.base import LOG, PAYLOAD, VIEW, Batch
+from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Store
 from memos_drivers.stores.rocks import RocksStore
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
@@ -146,7 +146,7 @@ class Head(NamedTuple):
     previous_checkpoint: bytes
 
 
-def recover(store: RocksStore, log: EventLog, keys: LogKeys, keystore: KeyStore, *, read_only: bool) -> Head:
+def recover(store: Store, log: EventLog, keys: LogKeys, keystore: KeyStore, *, read_only: bool) -> Head:
     """Check the log's end, replay what the view lacks, and refuse a log that was cut back or exchanged."""
     view = View(store.live(VIEW))
     applied = view.applied()
@@ -202,7 +202,7 @@ def recover(store: RocksStore, log: EventLog, keys: LogKeys, keystore: KeyStore,
     return Head(seq, head_hash, time, epoch, tables.digest, window, uncovered, previous)
 
 
-def _replay_one(store: RocksStore, tables: Tables, record: ev.Record, hash_: bytes) -> None:
+def _replay_one(store: Store, tables: Tables, record: ev.Record, hash_: bytes) -> None:
     from .reducer import apply
 
     apply(tables, current(record))
@@ -300,24 +300,13 @@ def embedder(config: Config) -> EmbedClient | None:
     )
 
 
-async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | None = None) -> Running:
-    """A serving kernel. Raises `Refused`, or `OSError` for what the machine refuses."""
-    clock = clock or RealClock()
-    not_dumpable()  # keys stay in this process
-    paths = Paths(config.data_dir)
-    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        lock = lock_directory(paths.root)  # one kernel on one directory
-    except BlockingIOError:
-        holder = (paths.root / "lock").read_text() or "?"
-        raise Refused(f"another kernel (pid {holder}) has {paths.root} open; stop it first, or connect to it") from None
-    keystore, segment_keys, fresh = open_keys(paths, config.key_path, read_only=config.read_only)
+async def assemble(
+    config: Config, *, store: Store, log: EventLog, keystore: KeyStore, segment_keys: KeyStore, clock: Clock,
+    on_fatal: Callable[[str], None], embed: EmbedClient | None,
+) -> Kernel:  # fmt: skip
+    """A kernel on the given parts, recovered and in its new epoch; whoever called serves it. Raises `Refused`."""
     seed, secret = keystore.secrets()
     keys = LogKeys.derive(keystore.header.log_id, seed, secret)
-    store = RocksStore(paths.db, read_only=config.read_only)  # log, view, payloads, index segments
-    log = EmbeddedLog(store)
-    if not fresh and keystore.newest_checkpoint is not None and next(iter(log.frames(0)), None) is None:
-        raise Refused(f"the log in {paths.db} is empty, but the key store remembers one; restore it from a backup")
     try:
         head = recover(store, log, keys, keystore, read_only=config.read_only)
     except Damaged as error:
@@ -329,9 +318,9 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     epoch = 1 + max([head.epoch, keystore.highest_epoch, *claims])
     vault = Vault(keystore, epoch, keys.log_id, store.live(PAYLOAD))
     segments = Segments(store, segment_keys, epoch, vault, log, keys.log_id)
-    view = View(store.live(VIEW))
     if not config.read_only:
-        redo_shreds(view, log, keystore, segments)  # what was erased is erased before anyone asks
+        view = View(store.live(VIEW))
+        redo_shreds(view, log, keystore, segments)                # what was erased is erased before anyone asks
         destroy_unnamed(view, keystore)
         if config.rebuild_indexes:
             segments.drop()
@@ -340,19 +329,39 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     claim_id = os.urandom(crypto.ID_BYTES)
     chain = Chain(keys, epoch, claim_id, head.seq, head.hash, head.time)
     chain.window, chain.uncovered, chain.previous_checkpoint = head.window, head.uncovered, head.previous_checkpoint
-    embed = None if config.read_only else embedder(config)
     effects = Effects(vault, segments, lambda: kernel.frozen_view(), embed, lambda: kernel.busy)
     kernel = Kernel(
         clock=clock, store=store, log=log, keys=keys, vault=vault, chain=chain, digest=head.digest,
         decisions=decisions(strategies()), effects=effects, read_only=config.read_only, on_fatal=on_fatal,
+        snapshots=Snapshots(store, config.data_dir / "snapshots"),
     )  # fmt: skip
     reads.register(kernel)
-    await kernel.start(*opening(kernel, head, epoch, claim_id))  # claim and epoch-open are durable now
-    kernel.snapshots = Snapshots(store, paths.snapshots)
+    await kernel.start(*opening(kernel, head, epoch, claim_id))   # claim and epoch.opened are durable now
+    effects.start(kernel.durable.seq)                             # indexes load while calls are answered already
+    return kernel
+
+
+async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | None = None) -> Running:
+    """A serving kernel. Raises `Refused`, or `OSError` for what the machine refuses."""
+    not_dumpable()                                                # keys stay in this process
+    paths = Paths(config.data_dir)
+    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        lock = lock_directory(paths.root)                         # one kernel on one directory
+    except BlockingIOError:
+        holder = (paths.root / "lock").read_text() or "?"
+        raise Refused(f"another kernel (pid {holder}) has {paths.root} open; stop it first, or connect to it") from None
+    keystore, segment_keys, fresh = open_keys(paths, config.key_path, read_only=config.read_only)
+    store = RocksStore(paths.db, read_only=config.read_only)      # log, view, payloads, index segments
+    log = EmbeddedLog(store)
+    if not fresh and keystore.newest_checkpoint is not None and next(iter(log.frames(0)), None) is None:
+        raise Refused(f"the log in {paths.db} is empty, but the key store remembers one; restore it from a backup")
+    kernel = await assemble(
+        config, store=store, log=log, keystore=keystore, segment_keys=segment_keys, clock=clock or RealClock(),
+        on_fatal=on_fatal, embed=None if config.read_only else embedder(config),
+    )  # fmt: skip
     server = Server(kernel, config.socket, grp.getgrnam(config.group).gr_gid if config.group else None)
     kernel.connections = lambda: len(server.connections)
-    kernel.opened_at = kernel.durable.seq
-    effects.start(kernel.durable.seq)  # indexes load while the socket already answers
     reserve = config.disk_reserve_mb * limits.MIB
 
     def watch_disk() -> None:
@@ -381,4 +390,3 @@ def opening(kernel: Kernel, head: Head, epoch: int, claim_id: bytes) -> tuple[tu
     return (epoch, claim), [genesis, opened] if head.seq < 0 else [opened]
 
 
-__all__ = ["LOG", "Paths", "Refused", "Running", "boot"]

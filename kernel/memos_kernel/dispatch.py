@@ -55,6 +55,7 @@ from .eventlog.base import Append, EventLog, record_at
 from .events import Checkpoint, Damaged, Record, Slot, pack
 from .private import args_hash
 from .reducer import apply
+from .snapshot import Snapshots
 from .state import DIGEST_BYTES, META_APPLIED, Tables, View, cube_id_of, shown
 from .stats import Histogram
 from .turn import Peer, Turn
@@ -121,7 +122,7 @@ class Kernel:
 
     def __init__(
         self, *, clock: Clock, store: Store, log: EventLog, keys: LogKeys, vault: Vault, chain: Chain, digest: int,
-        decisions: Decisions, effects: Effects, read_only: bool, on_fatal: Callable[[str], None],
+        decisions: Decisions, effects: Effects, read_only: bool, on_fatal: Callable[[str], None], snapshots: Snapshots,
     ) -> None:  # fmt: skip
         self.clock = clock
         self.store = store
@@ -167,7 +168,7 @@ class Kernel:
         self.opened_at = chain.seq
         """Offset at which this kernel began to serve."""
         self.connections: Callable[[], int] = lambda: 0
-        self.snapshots: Any = None
+        self.snapshots = snapshots
         self.cork: Callable[[], None] = lambda: None
         """Hold replies back, so that those to one connection leave in one send; `uncork` lets them go."""
         self.uncork: Callable[[], None] = lambda: None
@@ -186,6 +187,7 @@ class Kernel:
         for events in opening:
             self._append_own(events)
         await self.drained()
+        self.opened_at = self.durable.seq
         self._refill()
 
     def _append_own(self, events: list[ev.Event], decision: Decision | None = None) -> None:
@@ -425,7 +427,7 @@ class Kernel:
         try:
             await self.drained()
             while self.vault.free_slots < max(len(raw) + 8, LOW_SLOTS):
-                await asyncio.to_thread(self.vault.prepare)
+                await self._refilled()
             time = self.chain.next_time(self.clock.now())
             given: Slot | None = None
             contents = list(raw)
@@ -506,6 +508,13 @@ class Kernel:
         sealed = self.vault.seal_large(memoryview(content), slot, write)
         self.store.sync()
         return sealed
+
+    async def _refilled(self) -> None:
+        """Return when one more block of key slots is ready, or the kernel stops. Blocks are made by the flusher alone."""
+        self._refill()
+        waiter: asyncio.Future[None] = self.loop.create_future()
+        self._in_thread(lambda: None, lambda _error: None if waiter.done() else waiter.set_result(None))
+        await waiter
 
     def _refill(self) -> None:
         """Prepare another block of key slots, off the loop."""

@@ -162,7 +162,7 @@ class KeyStore:
         return max([self.header.epoch, *(epoch for epoch, _ in self._blocks)])
 
     def prepare(self, epoch: int, block: int) -> list[tuple[Slot, bytes]]:
-        """Make one durable block of slots with fresh keys. May run in a thread beside `key` and `destroy`."""
+        """Make one durable block of slots with fresh keys. One thread at a time; `key` and `destroy` may run beside it."""
         keys: list[tuple[Slot, bytes]] = []
         out = bytearray()
         step = crypto.KEY_BYTES + crypto.NONCE_BYTES

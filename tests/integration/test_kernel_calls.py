@@ -149,3 +149,13 @@ def test_a_repeat_of_many_gets_the_first_answer(k: Inside) -> None:
     first = k("mem_alloc_many", items=items, request_id="r")
     assert k("mem_alloc_many", items=items, request_id="r") == first
     assert k.refusal("mem_alloc_many", items=items[:2], request_id="r") == "EINVAL"
+
+
+def test_key_blocks_made_at_the_same_time_do_not_overwrite_each_other(k: Inside) -> None:
+    made = [k.submit("mem_alloc", namespace="alice", content=f"{n}") for n in range(200)]
+    cubes = [k.wait(future)["cube_id"] for future in made]
+    many = [{"namespace": "alice", "content": f"{n}"} for n in range(1024)]
+    batches = [k.submit("mem_alloc_many", items=many) for _ in range(4)]
+    cubes += [item["cube_id"] for batch in batches for item in k.wait(batch)["items"]]
+    k.crash()
+    assert [k("mem_read", cube_id=cube)["content"] for cube in cubes] == [str(n) for n in [*range(200), *list(range(1024)) * 4]]

@@ -24,6 +24,7 @@ from memos_kernel.answers import Receipt, read_receipt, shredded_by
 from memos_kernel.eventlog.base import EventLog
 from memos_kernel.events import Checkpoint, Damaged, Slot, unpack
 from memos_kernel.governance import text_id
+from memos_kernel.keystore import KeyStore
 from memos_kernel.state import META_CHECKPOINT, View, decode_version
 from memos_kernel.verify import Offline, Problem, Progress, Report, verify_full, verify_log
 
@@ -234,14 +235,22 @@ def _remains(found: Offline, view: View, receipt: Receipt) -> list[Problem]:
         name = text_id(cube_id)
         if cube is None or cube.state != lifecycle.SHREDDED:
             problems.append(Problem(receipt.seq, f"cube {name} of the receipt is not erased", "Run `memctl check`."))
-        if any(found.keystore.key(slot) is not None for slot in slots):
+        if any(_holds_key(found.keystore, slot) for slot in slots):
             problems.append(Problem(receipt.seq, f"a key of cube {name} of the receipt still exists", restart))
         for key, _value in index.scan(b"i" + cube_id):
             segment = index.get(b"g" + key[17:])
-            if segment is not None and found.segment_keys.key(Slot(*unpack(segment)[:2])) is not None:
+            if segment is not None and _holds_key(found.segment_keys, Slot(*unpack(segment)[:2])):
                 number = int.from_bytes(key[17:], "big")
                 problems.append(Problem(receipt.seq, f"index segment {number} still lists cube {name} of the receipt", restart))
     return problems
+
+
+def _holds_key(keystore: KeyStore, slot: Slot) -> bool:
+    try:
+        return keystore.key(slot) is not None
+    except Damaged:
+        # What is there opens nothing, but it was not overwritten either.
+        return True
 
 
 # -- anchors -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from memos_kernel.chain import LogKeys
 from memos_kernel.eventlog.base import EventLog
 from memos_kernel.events import Checkpoint, Damaged, Slot, unpack
 from memos_kernel.keystore import KeyStore
-from memos_kernel.state import View, u64
+from memos_kernel.state import View, decode_cube, u64
 from memos_kernel.verify import Problem, Report, verify_log
 
 from . import offline
@@ -219,6 +219,8 @@ def _truncate(stopped: Taken, keep: int, found: Found, yes: bool, out: Output) -
     if not (yes or out.confirm(question, str(keep))):
         raise Trouble("nothing was changed; type the offset again when asked, or pass --yes")
     made = offline.replayed(stopped.log, keep)
+    cubes = (decode_cube(row) for _key, row in stopped.store.live(VIEW).scan(b"c"))
+    erased = sum(cube.state == "shredded" and cube.created_seq <= keep < cube.changed_seq for cube in cubes)
     remembered = stopped.keystore.newest_checkpoint
     copy = _copy(stopped, {
         "why": f"the log was cut to offset {keep}", "good_up_to": found.log.offset,
@@ -237,7 +239,8 @@ def _truncate(stopped: Taken, keep: int, found: Found, yes: bool, out: Output) -
     if not report.ok:
         raise Trouble(f"the log that is left does not verify: {report.problems[0].what}; the former database is in {copy}")
     done = Line(f"cut: the log ends at offset {report.offset}; the former database is in {copy}", "green")
-    out.show({"offset": report.offset, "copy": str(copy)}, done)
+    lost = Line(f"{erased} cubes that were erased after it stay unreadable: their keys are gone", "yellow")
+    out.show({"offset": report.offset, "copy": str(copy), "erased_since": erased}, done, *([lost] if erased else []))
     return GOOD
 
 

