@@ -18,25 +18,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from memos_drivers.stores.base import LOG, PAYLOAD, VIEW, Batch, Store
+from memos_drivers.stores.base import VIEW, Store
 from memos_drivers.stores.memory import MemoryReader, MemoryStore
-from memos_kernel import boot, reads
-from memos_kernel import events as ev
-from memos_kernel.chain import Chain, LogKeys
+from memos_kernel import boot
 from memos_kernel.clock import Clock, ManualClock
-from memos_kernel.decide_shape import decisions
+from memos_kernel.config import Config
 from memos_kernel.dispatch import Kernel
-from memos_kernel.effects import Effects
 from memos_kernel.eventlog.base import EventLog, records
 from memos_kernel.eventlog.embedded import EmbeddedLog
 from memos_kernel.governance import Caller
 from memos_kernel.keystore import KeyStore
 from memos_kernel.reducer import apply
-from memos_kernel.segments import Segments
-from memos_kernel.state import META_APPLIED, Tables, View, shown
+from memos_kernel.state import META_APPLIED, Tables, shown
 from memos_kernel.turn import Turn
 from memos_kernel.upcast import current
-from memos_kernel.vault import Vault
 from memos_syscalls.errors import MemError
 from memos_syscalls.table import BY_NAME
 
@@ -106,6 +101,7 @@ class Inside:
     ) -> None:  # fmt: skip
         self._own = ram_directory() if directory is None else None
         self.paths = boot.Paths(directory or self._own or Path())
+        self.config = Config(self.paths.root, self.paths.root / "unused.sock", embedder="none")
         self.store: Store = store or MemoryStore()
         self.log = log_of(self.store)
         self.clock = clock or ManualClock(step=1000)
@@ -130,32 +126,15 @@ class Inside:
 
     async def _boot(self) -> None:
         """`boot.boot`, with our store, log and clock."""
-        fresh = next(iter(self.log.frames(0)), None) is None
-        self.paths.db.mkdir(exist_ok=True) if not fresh else None
-        keystore, segment_keys, _new = boot.open_keys(self.paths, self.paths.root / "master.key", read_only=False)
-        keys = LogKeys.derive(keystore.header.log_id, *keystore.secrets())
-        head = boot.recover(self.store, self.log, keys, keystore, read_only=False)
-        claims = [ev.decode_claim(data).epoch for data in self.log.claims()]
-        epoch = 1 + max([head.epoch, keystore.highest_epoch, *claims])
-        vault = Vault(keystore, epoch, keys.log_id, self.store.live(PAYLOAD))
-        segments = Segments(self.store, segment_keys, epoch, vault, self.log, keys.log_id)
-        view = View(self.store.live(VIEW))
-        boot.redo_shreds(view, self.log, keystore, segments)
-        boot.destroy_unnamed(view, keystore)
-        keystore.update(epoch=epoch)
-        claim_id = os.urandom(16)
-        chain = Chain(keys, epoch, claim_id, head.seq, head.hash, head.time)
-        chain.window, chain.uncovered, chain.previous_checkpoint = head.window, head.uncovered, head.previous_checkpoint
-        effects = Effects(vault, segments, lambda: self.kernel.frozen_view(), None, lambda: self.kernel.busy)
+        if next(iter(self.log.frames(0)), None) is not None:
+            # A key store is only made for a directory without a log.
+            self.paths.db.mkdir(exist_ok=True)
+        keystore, segment_keys, _new = boot.open_keys(self.paths, self.config.key_path, read_only=False)
         self.keystores: tuple[KeyStore, KeyStore] = (keystore, segment_keys)
-        self.kernel = Kernel(
-            clock=self.clock, store=self.store, log=self.log, keys=keys, vault=vault, chain=chain, digest=head.digest,
-            decisions=decisions(boot.strategies()), effects=effects, read_only=False, on_fatal=self.fatal.append,
+        self.kernel = await boot.assemble(
+            self.config, store=self.store, log=self.log, keystore=keystore, segment_keys=segment_keys, clock=self.clock,
+            on_fatal=self.fatal.append, embed=None,
         )  # fmt: skip
-        reads.register(self.kernel)
-        await self.kernel.start(*boot.opening(self.kernel, head, epoch, claim_id))
-        self.kernel.opened_at = self.kernel.durable.seq
-        effects.start(self.kernel.durable.seq)
 
     def stop(self) -> None:
         self.loop.run_until_complete(self.kernel.stop())
@@ -282,6 +261,3 @@ def replay(log: EventLog, until: int | None = None) -> tuple[str, dict[bytes, by
             source.put(key, value)
         tables.settle(changes)
     return shown(tables.digest).hex(), dict(source.data)
-
-
-__all__ = ["ADMIN", "ALICE", "BOB", "LOG", "Batch", "Inside", "Peer", "ram_directory", "replay"]

@@ -64,7 +64,7 @@ DeadlineMs = Annotated[int, Field(ge=1, le=limits.DEADLINE_MS_MAX)]
 class Request(BaseModel):
     """Base of requests."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     deadline_ms: DeadlineMs | None = Field(
         None, description=f"Milliseconds the caller will wait; {limits.DEADLINE_MS_DEFAULT} when absent."
@@ -74,7 +74,7 @@ class Request(BaseModel):
 class Reply(BaseModel):
     """Base of replies."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class Past(Request):

@@ -159,7 +159,7 @@ def _log(found: Offline, live: bool) -> Iterator[Finding]:
     if found.keystore is None:
         yield Finding("note", "key store", "not opened: no master key", "pass --key-file to compare it with the log")
         return
-    if found.keystore.header.log_id != view.get(b"mlog_id"):
+    if view.get(b"mlog_id") not in (None, found.keystore.header.log_id):
         yield Finding("bad", "key store", "belongs to another log", "put back the directory that it came from")
         return
     remembered = found.keystore.newest_checkpoint
