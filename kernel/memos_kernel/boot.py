@@ -25,9 +25,10 @@ from . import crypto, masterkey, reads
 from . import events as ev
 from .chain import Chain, LogKeys
 from .clock import Clock, RealClock
+from .commit import shred_slots
 from .config import Config
 from .decide_shape import Strategy, decisions
-from .dispatch import Kernel, shred_slots
+from .dispatch import Kernel
 from .effects import Effects
 from .eventlog.base import EventLog, records
 from .eventlog.embedded import EmbeddedLog
@@ -320,7 +321,7 @@ async def assemble(
     segments = Segments(store, segment_keys, epoch, vault, log, keys.log_id)
     if not config.read_only:
         view = View(store.live(VIEW))
-        redo_shreds(view, log, keystore, segments)                # what was erased is erased before anyone asks
+        redo_shreds(view, log, keystore, segments)  # what was erased is erased before anyone asks
         destroy_unnamed(view, keystore)
         if config.rebuild_indexes:
             segments.drop()
@@ -336,23 +337,23 @@ async def assemble(
         snapshots=Snapshots(store, config.data_dir / "snapshots"),
     )  # fmt: skip
     reads.register(kernel)
-    await kernel.start(*opening(kernel, head, epoch, claim_id))   # claim and epoch.opened are durable now
-    effects.start(kernel.durable.seq)                             # indexes load while calls are answered already
+    await kernel.start(*opening(kernel, head, epoch, claim_id))  # claim and epoch.opened are durable now
+    effects.start(kernel.durable.seq)  # indexes load while calls are answered already
     return kernel
 
 
 async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | None = None) -> Running:
     """A serving kernel. Raises `Refused`, or `OSError` for what the machine refuses."""
-    not_dumpable()                                                # keys stay in this process
+    not_dumpable()  # keys stay in this process
     paths = Paths(config.data_dir)
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        lock = lock_directory(paths.root)                         # one kernel on one directory
+        lock = lock_directory(paths.root)  # one kernel on one directory
     except BlockingIOError:
         holder = (paths.root / "lock").read_text() or "?"
         raise Refused(f"another kernel (pid {holder}) has {paths.root} open; stop it first, or connect to it") from None
     keystore, segment_keys, fresh = open_keys(paths, config.key_path, read_only=config.read_only)
-    store = RocksStore(paths.db, read_only=config.read_only)      # log, view, payloads, index segments
+    store = RocksStore(paths.db, read_only=config.read_only)  # log, view, payloads, index segments
     log = EmbeddedLog(store)
     if not fresh and keystore.newest_checkpoint is not None and next(iter(log.frames(0)), None) is None:
         raise Refused(f"the log in {paths.db} is empty, but the key store remembers one; restore it from a backup")
@@ -388,5 +389,3 @@ def opening(kernel: Kernel, head: Head, epoch: int, claim_id: bytes) -> tuple[tu
     claim = ev.encode_claim(keys.signer, keys.log_id, epoch, claim_id, chain.hash, genesis_hash)
     opened = [Event(ev.EPOCH_OPENED, 1, [crypto.sha256(claim)])]
     return (epoch, claim), [genesis, opened] if head.seq < 0 else [opened]
-
-

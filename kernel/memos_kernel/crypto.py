@@ -37,7 +37,7 @@ class Undecryptable(Exception):
     """The ciphertext, its key or its place is not what it claims to be."""
 
 
-def sha256(data: bytes) -> bytes:
+def sha256(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 

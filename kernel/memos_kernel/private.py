@@ -60,7 +60,7 @@ def canonical(value: Any) -> Any:
     return value
 
 
-def args_hash(number: int, args: Mapping[str, Any], content: bytes | None) -> bytes:
+def args_hash(number: int, args: Mapping[str, Any], content: bytes | memoryview | None) -> bytes:
     """H(arguments) of a call: what makes a repeated request id the same request."""
     flat = [[k, canonical(v) if type(v) in _DEEP else v] for k, v in sorted(args.items()) if v is not None and k not in _APART]
     digest = None if content is None else crypto.sha256(content)

@@ -192,6 +192,14 @@ class Model:
             return REFUSALS.get(state, "EINVAL")
         return None
 
+    def unfuse_refusal(self, caller: Caller, cube_id: str, expect: int | None) -> str | None:
+        if (errno := self.cube_refusal(caller, cube_id)) is not None:
+            return errno
+        cube = self.cubes[cube_id]
+        if expect is not None and expect != cube.live.number and cube.state != "shredded":
+            return "ECONFLICT"
+        return REFUSALS[cube.state] if cube.state in ("shredded", "frozen") else None
+
     def sources_refusal(self, caller: Caller, cube_ids: list[str], now: int) -> str | None:
         """Why cubes cannot be read to make another."""
         if len(set(cube_ids)) != len(cube_ids):

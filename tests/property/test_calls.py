@@ -7,6 +7,7 @@ digest and every row of the view.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ class Calls(RuleBasedStateMachine):
         known = list(self.model.past)
         return known[pick % len(known)] if known else None
 
-    def do(self, name: str, caller: Caller, refusal: str | None, **args: Any) -> dict[str, Any] | None:
+    def do(self, name: str, caller: Caller, refusal: str | None, /, **args: Any) -> dict[str, Any] | None:
         """A mutation, which must be refused exactly like this, or accepted."""
         before = self.k.digest
         request_id = args.get("request_id")
@@ -277,7 +278,7 @@ class Calls(RuleBasedStateMachine):
         fused = [c.cube_id for c in self.model.cubes.values() if self.model.sources_of(c)]
         cube_id = fused[pick % len(fused)] if fused and pick % 5 else self.cube(pick)
         number = self.expected(expect, cube_id)
-        refusal = self.model.change_refusal(caller, cube_id, "free", self.now, number)
+        refusal = self.model.unfuse_refusal(caller, cube_id, number)
         sources = [] if refusal else self.model.sources_of(self.model.cubes[cube_id])
         refusal = refusal or (None if sources else "EINVAL")
         answer = self.do("mem_unfuse", caller, refusal, cube_id=cube_id, expect_version=number)
@@ -476,5 +477,7 @@ class Calls(RuleBasedStateMachine):
 
 
 TestCalls = Calls.TestCase
-TestCalls.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCalls.settings = settings(
+    max_examples=int(os.environ.get("MEMOS_PROPERTY_EXAMPLES", "60")), stateful_step_count=50, deadline=None
+)
 TestCalls = pytest.mark.slow(TestCalls)

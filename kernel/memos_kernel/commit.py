@@ -1,0 +1,386 @@
+"""The commit that many calls share: records that were decided become one frame, durable, answered.
+
+- `push` applies a decided record on top of the pending state and queues it. Everything queued goes to the log as one
+  frame; one frame is under way at a time, and its callers are answered when the log says durable.
+- Disk work runs in one thread, the flusher, in order: syncs, key slots, the destruction of keys.
+- `tables` is the state with everything decided; `view` is what is durable, and what reads see: while a frame is under
+  way it is a snapshot from before it.
+- An error in append or apply stops the kernel (`fatal`). The only caller of `EventLog.begin` and `finish`.
+
+Runs on the event loop, but for what `in_thread` is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Store
+from memos_syscalls import limits
+from memos_syscalls.errors import MemError, MemFenced, MemIO
+
+from . import answers
+from . import events as ev
+from .chain import Chain, LogKeys, Sealed
+from .clock import Clock
+from .decide import Decision
+from .effects import Effects
+from .eventlog.base import Append, EventLog
+from .events import Checkpoint, Record, Slot, pack
+from .reducer import apply
+from .state import DIGEST_BYTES, META_APPLIED, Tables, View, shown
+from .turn import Turn
+from .vault import Vault
+
+log_ = logging.getLogger("memos.kernel")
+
+LOW_SLOTS: Final = limits.KEY_SLOTS_PER_BLOCK
+BUSY_SECONDS: Final = 0.003
+STOPPING: Final = "the kernel is stopping"
+
+
+class Durable(NamedTuple):
+    """Where the log durably stands."""
+
+    seq: int
+    hash: bytes
+    digest: int
+    time: int
+
+
+class Entry(NamedTuple):
+    """A decided record on its way to the log."""
+
+    sealed: Sealed
+    changes: dict[bytes, bytes | None]
+    payloads: list[tuple[bytes, bytes]]
+    digest: int
+    turn: Turn | None
+    decision: Decision | None
+    checkpoint: Checkpoint | None
+
+
+class Commits:
+    """State, log and keys of one running kernel, and the way from a decision to durable."""
+
+    def __init__(
+        self, *, clock: Clock, store: Store, log: EventLog, keys: LogKeys, vault: Vault, chain: Chain, digest: int,
+        effects: Effects, on_fatal: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.clock = clock
+        self.store = store
+        self.log = log
+        self.keys = keys
+        self.vault = vault
+        self.chain = chain
+        self.effects = effects
+        self.on_fatal = on_fatal
+        self.tables = Tables(store.live(VIEW), digest)
+        self._live_view = View(store.live(VIEW))
+        self.view = self._live_view
+        """Durable state: what reads see."""
+        self.durable = Durable(chain.seq, chain.hash, digest, chain.time)
+        self.commits = 0
+        self.committed_records = 0
+        self.stopped: str | None = None
+        """Why nothing more is accepted; None while the kernel works."""
+        self.claim: tuple[int, bytes] | None = None
+        """The claim that opens this epoch, until its first frame carries it."""
+        self.gate: deque[Callable[[], None]] | None = None
+        """While a long write has the tables to itself: the writes that wait for it."""
+        self.carrying: dict[int, list[Callable[[], None]]] = {}
+        """Shreds whose keys are being destroyed, with the repeats that wait for them."""
+        self.cork: Callable[[], None] = lambda: None
+        """Hold replies back, so that those to one connection leave in one send; `uncork` lets them go."""
+        self.uncork: Callable[[], None] = lambda: None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.loop = asyncio.get_running_loop()
+        self._queue: deque[Entry] = deque()
+        self._committing = False
+        self._last_commit = 0.0
+        self._barriers: deque[tuple[int, Callable[[], None]]] = deque()
+        self._refilling = False
+        self._watchers: set[asyncio.Event] = set()
+        self._checkpoint_timer: asyncio.TimerHandle | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._flusher = threading.Thread(target=self._flush_in_thread, name="flusher", daemon=True)
+        self._flusher.start()
+
+    async def end_flusher(self) -> None:
+        """Let the flusher finish what it was given, and end."""
+        self._jobs.put(None)
+        await asyncio.to_thread(self._flusher.join)
+
+    async def drained(self) -> None:
+        """Return when everything decided so far is durable."""
+        if self.durable.seq < self.chain.seq:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self.when_durable(self.chain.seq, lambda: None if waiter.done() else waiter.set_result(None))
+            await waiter
+
+    def fatal(self, what: str, error: BaseException) -> None:
+        """An append or apply went wrong: say so and end. Callers learn that their outcome is unknown when we close."""
+        if self.stopped is None:
+            self.stopped = f"{what}: {error}"
+            log_.critical(
+                "%s: %s: %s. The kernel stops; restart it, nothing acknowledged is lost", what, type(error).__name__, error
+            )
+            self.on_fatal(self.stopped)
+
+    def spawn(self, coroutine: Any, turn: Turn | None = None) -> asyncio.Task[None]:
+        task = self.loop.create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        if turn is not None:
+            turn.cancel = task
+        return task
+
+    # -- from a decision to the queue ------------------------------------------------------------------------------------
+
+    def append_own(self, events: list[ev.Event], decision: Decision | None = None) -> None:
+        """A record that the kernel makes by itself."""
+        time = self.chain.next_time(self.clock.now())
+        sealed = self.chain.record(time, ev.KERNEL_PRINCIPAL, ev.KERNEL_SYSCALL, None, None, events)
+        self.push(sealed, None, decision)
+
+    def push(self, sealed: Sealed, turn: Turn | None, decision: Decision | None) -> None:
+        """Apply a sealed record on top of the pending state and queue it for the log."""
+        try:
+            apply(self.tables, sealed.record)
+        except Exception as error:
+            self.fatal(f"applying record {sealed.record.seq} failed", error)
+            raise MemFenced("the kernel stops", outcome="unknown") from error
+        self.enqueue(sealed, turn, decision)
+
+    def enqueue(
+        self, sealed: Sealed, turn: Turn | None, decision: Decision | None, checkpoint: Checkpoint | None = None
+    ) -> None:
+        if checkpoint is None:
+            self.chain.push(sealed)
+        changes, payloads = self.tables.take()
+        self._queue.append(Entry(sealed, changes, payloads, self.tables.digest, turn, decision, checkpoint))
+        if turn is not None:
+            turn.appended = True
+            turn.peer.last_write = sealed.record.seq
+            turn.peer.pending_writes += 1
+        if checkpoint is None:
+            if self.chain.checkpoint_due:
+                self.checkpoint_now()
+            elif self._checkpoint_timer is None:
+                self._checkpoint_timer = self.loop.call_later(limits.CHECKPOINT_SECONDS * 0.9, self._checkpoint_tick)
+        if not self._committing:
+            self._committing = True
+            self.loop.call_soon(self._commit)
+
+    def _checkpoint_tick(self) -> None:
+        self._checkpoint_timer = None
+        if self.stopped is None:
+            if self.gate is not None:
+                self.gate.append(self.checkpoint_now)
+            else:
+                self.checkpoint_now()
+
+    def checkpoint_now(self) -> None:
+        """Sign the head, if anything since the last checkpoint is not covered."""
+        if not self.chain.uncovered:
+            return
+        time = self.chain.next_time(self.clock.now())
+        sealed, checkpoint = self.chain.checkpoint(shown(self.tables.digest), time)
+        apply(self.tables, sealed.record)
+        self.enqueue(sealed, None, None, checkpoint)
+
+    # -- from the queue to the log ---------------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        """Hand as many queued records as fit one frame to the log."""
+        if not self._queue or self.stopped not in (None, STOPPING):
+            self._committing = False
+            return
+        entries: list[Entry] = []
+        size = limits.FRAME_LOG_OVERHEAD_BYTES_MAX
+        while self._queue:
+            size += len(self._queue[0].sealed.data) + 5
+            if entries and size > limits.FRAME_LOG_BYTES_MAX:
+                break
+            entries.append(self._queue.popleft())
+        first, last = entries[0].sealed, entries[-1].sealed
+        batch = Batch()
+        puts = batch.puts
+        merged: dict[bytes, bytes | None] = {}
+        for entry in entries:
+            merged.update(entry.changes)
+            puts.extend((PAYLOAD, key, sealed) for key, sealed in entry.payloads)
+        puts.extend((VIEW, key, value) for key, value in merged.items())
+        digest = entries[-1].digest
+        record = last.record
+        applied = (record.seq, record.time, last.hash, digest.to_bytes(DIGEST_BYTES, "little"), self.chain.epoch)
+        puts.append((VIEW, META_APPLIED, pack(applied)))
+        frame = self.chain.frame(first.record.seq, self.durable.hash, [e.sealed.data for e in entries])
+        append = Append(self.claim, frame, first.record.seq, first.record.time, batch)
+        self.claim = None
+        # Until the frame is durable, reads see the state before it.
+        self.view = View(self.store.snapshot(VIEW))
+        try:
+            self.log.begin(append)
+        except Exception as error:
+            self.fatal(f"appending at offset {first.record.seq} failed", error)
+            return
+        where = Durable(record.seq, last.hash, digest, record.time)
+        self.in_thread(lambda: self.log.finish(append), lambda error: self._committed(entries, merged, where, error))
+
+    def _committed(
+        self, entries: list[Entry], changes: dict[bytes, bytes | None], where: Durable, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            self.fatal(f"the log could not make offset {where.seq} durable", error)
+            return
+        self.view = self._live_view
+        self.durable = where
+        self.commits += 1
+        self._last_commit = self.loop.time()
+        self.committed_records += len(entries)
+        self.tables.settle(changes)
+        pending = self.vault.pending_payloads
+        if pending:
+            for entry in entries:
+                for key, _sealed in entry.payloads:
+                    pending.pop(key, None)
+        checkpoint: Checkpoint | None = None
+        self.cork()
+        for entry in entries:
+            checkpoint = entry.checkpoint or checkpoint
+            record, turn = entry.sealed.record, entry.turn
+            if turn is not None:
+                turn.peer.pending_writes -= 1
+            if turn is not None and turn.syscall.name == "mem_shred":
+                self._carry_out(record, entry)
+            elif turn is not None:
+                turn.answer(answers.answer(self.view, record, entry.sealed.hash, self.keys))
+            self.effects.committed(record, entry.decision)
+        if checkpoint is not None:
+            newest = checkpoint
+            self.in_thread(lambda: self.vault.keystore.update(checkpoint=newest), self._key_store_written)
+        while self._barriers and self._barriers[0][0] <= where.seq:
+            self._barriers.popleft()[1]()
+        self.uncork()
+        for watcher in self._watchers:
+            watcher.set()
+        if self._queue:
+            self._commit()
+        else:
+            self._committing = False
+
+    def _key_store_written(self, error: BaseException | None) -> None:
+        if error is not None:
+            self.fatal("writing the key store failed", error)
+
+    def _carry_out(self, record: Record, entry: Entry) -> None:
+        """The shred record is durable: destroy the keys, then answer."""
+        gone = answers.shredded_by(self.view, record)
+        slots = shred_slots(self.view, gone)
+        self.vault.forget(set(gone), set(slots))
+        blind = self.effects.shredded(gone, answers.shred_heirs(self.view, record, gone))
+        self.carrying[record.seq] = []
+
+        def work() -> None:
+            self.vault.destroy(slots)
+            blind()
+            self.vault.keystore.update(shred_seq=record.seq)
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self.fatal("destroying keys failed", error)
+                return
+            if entry.turn is not None:
+                entry.turn.answer(answers.answer(self.view, record, entry.sealed.hash, self.keys))
+            for waiting in self.carrying.pop(record.seq):
+                waiting()
+
+        self.in_thread(work, done)
+
+    # -- the flusher -----------------------------------------------------------------------------------------------------
+
+    def in_thread(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        """Run disk work in the flusher, in order; `done` runs on the loop."""
+
+        def job() -> None:
+            error: BaseException | None = None
+            try:
+                work()
+            except Exception as caught:
+                error = caught
+            self.loop.call_soon_threadsafe(done, error)
+
+        self._jobs.put(job)
+
+    def _flush_in_thread(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    async def refilled(self) -> None:
+        """Return when one more block of key slots is ready, or the kernel stops. Blocks are made by the flusher alone."""
+        self.refill()
+        waiter: asyncio.Future[None] = self.loop.create_future()
+        self.in_thread(lambda: None, lambda _error: None if waiter.done() else waiter.set_result(None))
+        await waiter
+
+    def refill(self) -> None:
+        """Prepare another block of key slots, off the loop."""
+        if self._refilling or self.stopped is not None:
+            return
+        self._refilling = True
+
+        def done(error: BaseException | None) -> None:
+            self._refilling = False
+            if error is not None:
+                self.fatal("making key slots failed", error)
+            elif self.vault.free_slots < LOW_SLOTS:
+                self.refill()
+
+        self.in_thread(self.vault.prepare, done)
+
+    # -- waiting ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is under way, or was a moment ago."""
+        return self._committing or self.loop.time() - self._last_commit < BUSY_SECONDS
+
+    def frozen_view(self) -> View:
+        """Durable state as of now, for work that takes longer than a turn of the loop. From any thread."""
+        view = self.view
+        return View(self.store.snapshot(VIEW)) if view is self._live_view else view
+
+    def when_durable(self, seq: int, then: Callable[[], None]) -> None:
+        """Run `then` when record `seq` is durable; at once when it is. Calls must come with non-decreasing offsets, or
+        wait a little longer than they need."""
+        if seq <= self.durable.seq:
+            then()
+            return
+        if self._barriers and self._barriers[-1][0] > seq:
+            seq = self._barriers[-1][0]
+        self._barriers.append((seq, then))
+
+    def watch(self) -> asyncio.Event:
+        """An event that is set after every commit, until `unwatch`."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        return event
+
+    def unwatch(self, event: asyncio.Event) -> None:
+        self._watchers.discard(event)
+
+
+def shred_slots(view: View, cube_ids: list[bytes]) -> list[Slot]:
+    """The keys that die with these cubes."""
+    cubes = [view.cube(cube_id) for cube_id in cube_ids]
+    return [cube.slot for cube in cubes if cube is not None and cube.slot is not None]
+
+
+def damaged(error: BaseException) -> MemError:
+    return MemIO(str(error), "Run `memctl verify` on the data directory; restore from a backup what it names.")

@@ -1,0 +1,114 @@
+"""What a mutating call carries on its way to a decision: its contents, its ids, and how it is given up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from memos_syscalls import limits
+from memos_syscalls import messages as m
+from memos_syscalls.errors import MemCanceled, MemInvalid, MemTooLarge
+
+from . import crypto
+from .events import Slot
+from .private import args_hash
+from .state import cube_id_of
+from .turn import Turn
+from .vault import Vault
+
+
+class Write:
+    """A mutating call on its way to a decision."""
+
+    __slots__ = ("_hash", "args", "contents", "mac", "request", "turn")
+
+    def __init__(self, turn: Turn, request: Any, args: dict[str, Any]) -> None:
+        self.turn = turn
+        self.request = request
+        self.args = args
+        self.contents: list[Any] = []
+        """Contents as bytes, or as mapped descriptors: one, or one for each item."""
+        self.mac: bytes | None = None
+        """MAC of the request id."""
+        self._hash: bytes | None = None
+
+    def args_hash(self) -> bytes:
+        """H(arguments), computed once; over large contents in a thread."""
+        if self._hash is None:
+            content = None
+            if self.contents:
+                one = len(self.contents) == 1
+                content = self.contents[0] if one else b"".join(crypto.sha256(c) for c in self.contents)
+            self._hash = args_hash(self.turn.syscall.number, self.args, content)
+        return self._hash
+
+
+class Abandoned:
+    """Cancels a long write: it is answered now, and drops its work before it would apply it."""
+
+    __slots__ = ("_turn",)
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+
+    def cancel(self) -> None:
+        if not self._turn.appended:
+            self._turn.fail(MemCanceled("the call was cancelled"))
+
+
+class Fresh:
+    """Ids for one decision: cube ids of the record's time, slots from the vault."""
+
+    __slots__ = ("_given", "_made", "_time", "_vault")
+
+    def __init__(self, vault: Vault, time: int, given: Slot | None = None) -> None:
+        self._vault = vault
+        self._time = time
+        self._given = given
+        self._made = -1
+
+    def cube_id(self) -> bytes:
+        self._made += 1
+        return cube_id_of(self._time, self._made, int.from_bytes(self._vault.randoms.take(5), "big"))
+
+    def slot(self) -> Slot:
+        if self._given is not None:
+            slot, self._given = self._given, None
+            return slot
+        return self._vault.take_slot()
+
+
+def contents_of(request: Any, mapped: list[memoryview]) -> list[Any]:
+    """The contents of a call as bytes, or as the mapped descriptors that hold them."""
+    if isinstance(request, m.MemAllocMany):
+        items: list[Any] = list(request.items)
+    elif isinstance(request, (m.MemAlloc, m.MemWrite)):
+        items = [request]
+    else:
+        return []
+    found: list[Any] = []
+    for item in items:
+        content, fd = item.content, item.fd
+        if content is not None:
+            found.append(content.encode() if isinstance(content, str) else content)
+        elif fd is not None:
+            if fd >= len(mapped):
+                raise MemInvalid(f"fd names descriptor {fd}, but {len(mapped)} came with the call")
+            if len(mapped[fd]) > limits.CONTENT_BYTES_MAX:
+                raise MemTooLarge(f"content of {len(mapped[fd])} bytes is over the limit of {limits.CONTENT_BYTES_MAX}")
+            found.append(mapped[fd])
+        else:
+            continue
+        if fd is None and len(found[-1]) > limits.CONTENT_INLINE_BYTES_MAX:
+            raise MemTooLarge(f"inline content of {len(found[-1])} bytes is over {limits.CONTENT_INLINE_BYTES_MAX}")
+    return found
+
+
+def invalid(error: ValidationError) -> MemInvalid:
+    """The first problems of a request, in words."""
+    said = [
+        f"{'.'.join(str(p) for p in e['loc']) or 'request'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors()[:3]
+    ]
+    return MemInvalid("; ".join(said))
