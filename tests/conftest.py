@@ -8,7 +8,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-
 from tests.inside import Inside
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)

@@ -10,6 +10,7 @@ so a caller can be anybody. `reopen` stops and starts the kernel on the same par
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any, Final, Self
 
 from memos_drivers.stores.base import VIEW, Store
 from memos_drivers.stores.memory import MemoryReader, MemoryStore
+from memos_drivers.stores.rocks import RocksStore
 from memos_kernel import boot
 from memos_kernel.clock import Clock, ManualClock
 from memos_kernel.config import Config
@@ -93,44 +95,56 @@ class Peer:
 
 
 class Inside:
-    """A data directory's parts and the kernel that runs on them."""
+    """A data directory's parts and the kernel that runs on them: in memory, or with `rocks` in a real database."""
 
     def __init__(
-        self, directory: Path | None = None, *, store: Store | None = None, clock: Clock | None = None,
+        self, directory: Path | None = None, *, store: Store | None = None, rocks: bool = False, clock: Clock | None = None,
         log_of: Callable[[Store], EventLog] = EmbeddedLog, start: bool = True,
     ) -> None:  # fmt: skip
         self._own = ram_directory() if directory is None else None
         self.paths = boot.Paths(directory or self._own or Path())
         self.config = Config(self.paths.root, self.paths.root / "unused.sock", embedder="none")
-        self.store: Store = store or MemoryStore()
-        self.log = log_of(self.store)
         self.clock = clock or ManualClock(step=1000)
         self.fatal: list[str] = []
-        self._call_id = 0
         self.kernel: Kernel
+        self.store: Store
+        self.log: EventLog
+        self.keystores: tuple[KeyStore, ...] = ()
+        self._rocks = rocks
+        self._database: RocksStore | None = None
+        self._log_of = log_of
+        self._call_id = 0
         self._open = False
+        if not rocks:
+            self.store = store or MemoryStore()
+            self.log = log_of(self.store)
         if start:
             self.open()
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
+        """Start the kernel; raises `Refused` as `boot` does."""
         self.loop = asyncio.new_event_loop()
         self.peers: dict[Caller, Peer] = {}
+        self._open = True
         try:
             self.loop.run_until_complete(self._boot())
         except BaseException:
-            self._close_loop()
+            self._release()
             raise
-        self._open = True
 
     async def _boot(self) -> None:
         """`boot.boot`, with our store, log and clock."""
-        if next(iter(self.log.frames(0)), None) is not None:
+        self.paths.root.mkdir(parents=True, exist_ok=True)
+        if not self._rocks and next(iter(self.log.frames(0)), None) is not None:
             # A key store is only made for a directory without a log.
             self.paths.db.mkdir(exist_ok=True)
         keystore, segment_keys, _new = boot.open_keys(self.paths, self.config.key_path, read_only=False)
-        self.keystores: tuple[KeyStore, KeyStore] = (keystore, segment_keys)
+        self.keystores = (keystore, segment_keys)
+        if self._rocks:
+            self.store = self._database = RocksStore(self.paths.db)
+            self.log = self._log_of(self.store)
         self.kernel = await boot.assemble(
             self.config, store=self.store, log=self.log, keystore=keystore, segment_keys=segment_keys, clock=self.clock,
             on_fatal=self.fatal.append, embed=None,
@@ -162,6 +176,15 @@ class Inside:
         self._close_loop()
         for keystore in self.keystores:
             keystore.close()
+        self.keystores = ()
+        if self._database is not None:
+            # Snapshots and cursors keep a database open; they go with the kernel.
+            for part in ("kernel", "log", "store"):
+                self.__dict__.pop(part, None)
+            gc.collect()
+            self._database.close()
+            self._database = None
+            gc.collect()
         self._open = False
 
     def _close_loop(self) -> None:
@@ -178,7 +201,7 @@ class Inside:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._open:
-            if self.kernel.stopped is None:
+            if self.kernel.stopped is None and kind is None:
                 self.stop()
             else:
                 self.abandon()

@@ -157,6 +157,9 @@ def recover(store: Store, log: EventLog, keys: LogKeys, keystore: KeyStore, *, r
         digest = int.from_bytes(raw_digest, "little")
         if view.get(b"mlog_id") != keys.log_id:
             raise Refused("the view belongs to another log than the key store; put back the directory that they came from")
+        schema = int.from_bytes(view.get(b"mschema") or b"\x01", "big")
+        if schema > SCHEMA:
+            raise Refused(f"the view has state schema {schema}; this kernel knows {SCHEMA}: use the newer kernel that wrote it")
     tables = Tables(store.live(VIEW), digest)
     window: list[bytes] = []
     uncovered = 0
@@ -352,6 +355,10 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     except BlockingIOError:
         holder = (paths.root / "lock").read_text() or "?"
         raise Refused(f"another kernel (pid {holder}) has {paths.root} open; stop it first, or connect to it") from None
+    try:
+        group = grp.getgrnam(config.group).gr_gid if config.group else None
+    except KeyError:
+        raise Refused(f"there is no group {config.group!r} on this machine; name one that exists with --group") from None
     keystore, segment_keys, fresh = open_keys(paths, config.key_path, read_only=config.read_only)
     store = RocksStore(paths.db, read_only=config.read_only)  # log, view, payloads, index segments
     log = EmbeddedLog(store)
@@ -361,7 +368,7 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
         config, store=store, log=log, keystore=keystore, segment_keys=segment_keys, clock=clock or RealClock(),
         on_fatal=on_fatal, embed=None if config.read_only else embedder(config),
     )  # fmt: skip
-    server = Server(kernel, config.socket, grp.getgrnam(config.group).gr_gid if config.group else None)
+    server = Server(kernel, config.socket, group)
     kernel.connections = lambda: len(server.connections)
     reserve = config.disk_reserve_mb * limits.MIB
 

@@ -1,4 +1,4 @@
-"""The suite of format 1: SHA-256, HMAC-SHA-256, Ed25519, AES-256-GCM (FORMATS §1, §3–§5). No I/O, no random source.
+"""The suite of format 1: SHA-256, HMAC-SHA-256, Ed25519, AES-256-GCM. No I/O, no random source.
 
 Nonces and ids are handed in by the caller, who takes them from the operating system.
 

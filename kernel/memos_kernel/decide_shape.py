@@ -39,7 +39,11 @@ def decide_compose(tables: Tables, call: Call) -> Decision:
     access, request = Access(tables, call.caller), call.request
     members = distinct(access, call, request.cube_ids)
     access.target(request.namespace)
-    private = Private(call.args_hash, name=request.name, origin="fusion", recipe={"method": "compose"}, note=request.actor_note)
+    encodings = {call.opener.private(cube, cube.version).encoding for cube in members}
+    private = Private(
+        call.args_hash, name=request.name, origin="fusion", recipe={"method": "compose"}, note=request.actor_note,
+        encoding="text" if encodings == {"text"} else "bytes",
+    )  # fmt: skip
     lineage = [(cube.cube_id, cube.version, CONTENT) for cube in members]
     return Decision([new_cube(call, request.namespace, b"", private, lineage=lineage)[1]])
 

@@ -48,12 +48,13 @@ from .effects import Effects
 from .eventlog.base import EventLog, record_at
 from .events import Damaged, Record, Slot
 from .governance import raw_id
+from .longreads import LongReads
 from .reducer import apply
 from .snapshot import Snapshots
 from .stats import Histogram
 from .turn import Peer, Turn
 from .vault import OutOfSlots, SealedContent, Vault, ViewOpener
-from .writes import Abandoned, Fresh, Write, contents_of, invalid
+from .writes import Abandoned, Fresh, Write, check_text, contents_are_text, contents_of, invalid
 
 log_ = logging.getLogger("memos.kernel")
 
@@ -94,6 +95,7 @@ class Kernel(Commits):
         self.opened_at = chain.seq
         """Offset at which this kernel began to serve."""
         self.connections: Callable[[], int] = lambda: 0
+        self.long_reads = LongReads(self.spawn)
         self._timers: list[asyncio.TimerHandle] = []
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -301,6 +303,8 @@ class Kernel(Commits):
             given = self._slot_for(write.request)
             # Refused now rather than after its content was stored: a decision has no effects, so it can be tried.
             await asyncio.to_thread(write.args_hash)
+            if contents_are_text(write.request):
+                await asyncio.to_thread(check_text, contents[0])
             decide(self.tables, self._decidable(write, time, Fresh(self.vault, time, given), [b""]))
             contents = [await asyncio.to_thread(self._store_large_in_thread, contents[0], given)]
 

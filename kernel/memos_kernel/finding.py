@@ -14,14 +14,17 @@ import numpy as np
 
 from memos_drivers.embed.client import Priority
 from memos_drivers.plaintext.index import SearchQuery
+from memos_syscalls import limits
 from memos_syscalls.errors import MemError, MemNoModel
 
 from . import lifecycle
 from .governance import Access, text_id
 from .header import header
-from .reads import SLICE, Point, point_of
-from .state import View
+from .longreads import Breath
+from .reads import Point, point_of
+from .state import Cube, View
 from .turn import Turn
+from .vault import Opened
 
 if TYPE_CHECKING:
     from .dispatch import Kernel
@@ -69,6 +72,21 @@ async def query_vector(kernel: Kernel, request: Any) -> tuple[Any, bool]:
         return None, True
 
 
+async def open_hit(kernel: Kernel, view: View, cube: Cube, version: int) -> Opened | None:
+    """A hit's version; long contents are opened off the loop."""
+    found = view.version(cube, version)
+    if found is not None and found[0].payload_bytes <= limits.PAYLOAD_INLINE_BYTES_MAX:
+        return kernel.vault.open(view, cube, version)
+    return await asyncio.to_thread(kernel.vault.open, view, cube, version)
+
+
+def clip(opened: Opened) -> tuple[str | bytes, bool]:
+    """`(content, clipped)`: what a hit carries of a content; `mem_read` has all of it."""
+    content = opened.content[: limits.HIT_BYTES_MAX]
+    clipped = len(content) < len(opened.content)
+    return (content.decode(errors="ignore") if opened.private.encoding == "text" else content), clipped
+
+
 async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     own = Access(kernel.view, turn.peer.caller)
     scopes = own.scopes() if request.namespace is None else [own.namespace(request.namespace)]
@@ -89,27 +107,30 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     )  # fmt: skip
     found = await asyncio.to_thread(index.search, query, visible(view, access, point, request))
     hits: list[dict[str, Any]] = []
-    for at, hit in enumerate(found):
-        if at % SLICE == SLICE - 1:
-            await asyncio.sleep(0)
+    breath = Breath()
+    for hit in found:
+        await breath()
         cube = view.cube(hit.cube_id)
         assert cube is not None, "a candidate that passed the check has a row"
         try:
-            opened = kernel.vault.open(view, cube, hit.version)
+            # In a thread unless it is in RAM: contents may be long.
+            opened = kernel.vault.cached(cube.cube_id, hit.version) or await open_hit(kernel, view, cube, hit.version)
         except MemError:
             # Erased between the search and here.
             continue
         if opened is None:
             continue
-        content = opened.content
+        content, clipped = clip(opened)
         head = header(
             view, cube, opened.version, opened.private, state=view.state_at(cube, point.seq) if point.past else cube.state,
             now=point.now, owner=kernel.owner(cube.namespace),
         )  # fmt: skip
         item: dict[str, Any] = {
             "cube_id": text_id(hit.cube_id), "version": hit.version, "score": float(hit.score), "namespace": cube.namespace,
-            "content": content.decode() if opened.private.encoding == "text" else content, "header": head,
+            "content": content, "header": head,
         }  # fmt: skip
+        if clipped:
+            item["clipped"] = True
         if hit.why is not None:
             item["why"] = hit.why
         hits.append(item)

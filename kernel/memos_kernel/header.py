@@ -56,7 +56,7 @@ def header(
 
 
 def is_stale(view: View, version: Version) -> bool:
-    """Whether a `content` source has a newer version than the one that was read (FORMATS §6)."""
+    """Whether a `content` source has a newer version than the one that was read."""
     for source, at, role in version.lineage:
         cube = view.cube(source)
         if role == CONTENT and cube is not None and cube.version > at:

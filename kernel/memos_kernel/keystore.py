@@ -1,4 +1,4 @@
-"""The key store of the embedded log: a flat file of fixed-size slots, in a directory of its own (FORMATS §4).
+"""The key store of the embedded log: a flat file of fixed-size slots, in a directory of its own.
 
 Invariants:
 
@@ -41,8 +41,8 @@ SLOT_BYTES: Final = 128
 HEADER_BYTES: Final = 8192
 SLOTS_AT: Final = 2 * HEADER_BYTES
 NEVER, LIVE, DESTROYED = 0, 1, 2
-_SLOT: Final = struct.Struct("<BB6xQQ8s60s36x")
-assert _SLOT.size == SLOT_BYTES
+SLOT: Final = struct.Struct("<BB6xQQ8s60s36x")
+assert SLOT.size == SLOT_BYTES
 _WRAPPED: Final = crypto.NONCE_BYTES + crypto.KEY_BYTES + crypto.TAG_BYTES
 
 
@@ -66,7 +66,7 @@ def wrapping_key_id(master: bytes) -> bytes:
     return crypto.subkey(master, b"memos wrapping key id")[:8]
 
 
-def _cipher(master: bytes) -> AESGCM:
+def wrapping_cipher(master: bytes) -> AESGCM:
     return AESGCM(crypto.subkey(master, b"memos wrapping key"))
 
 
@@ -78,7 +78,7 @@ class KeyStore:
         self.read_only = read_only
         flags = os.O_RDONLY if read_only else os.O_RDWR
         self._fd = os.open(self.path, flags | os.O_CLOEXEC)
-        self._kek = _cipher(master)
+        self._kek = wrapping_cipher(master)
         self.header = self._read_header()
         if self.header.wrapping_key_id != wrapping_key_id(master):
             os.close(self._fd)
@@ -93,7 +93,7 @@ class KeyStore:
     @staticmethod
     def create(directory: Path, master: bytes, log_id: bytes, seed: bytes, secret: bytes, *, name: str = "slots") -> None:
         """A new, durable key store; refuses to overwrite one (`FileExistsError`)."""
-        kek, aad = _cipher(master), crypto.aad_of(log_id, b"")
+        kek, aad = wrapping_cipher(master), crypto.aad_of(log_id, b"")
         header = Header(
             crypto.FORMAT, 1, log_id, wrapping_key_id(master),
             crypto.wrap(kek, os.urandom(12), seed, aad + b"signing seed"),
@@ -104,14 +104,14 @@ class KeyStore:
         try:
             os.pwrite(fd, bytes(SLOTS_AT), 0)
             for copy in (0, 1):
-                os.pwrite(fd, _pack_header(header), copy * HEADER_BYTES)
+                os.pwrite(fd, pack_header(header), copy * HEADER_BYTES)
             os.fsync(fd)
         finally:
             os.close(fd)
         sync_directory(directory)
 
     def _read_header(self) -> Header:
-        found = [h for copy in (0, 1) if (h := _unpack_header(os.pread(self._fd, HEADER_BYTES, copy * HEADER_BYTES)))]
+        found = [h for copy in (0, 1) if (h := unpack_header(os.pread(self._fd, HEADER_BYTES, copy * HEADER_BYTES)))]
         if not found:
             raise Damaged(f"both headers of {self.path} are damaged; restore the key store from its backup")
         return max(found, key=lambda h: h.generation)
@@ -134,7 +134,7 @@ class KeyStore:
             checkpoint=self.header.checkpoint if checkpoint is None else tuple(checkpoint),
             epoch=self.header.epoch if epoch is None else epoch,
         )
-        os.pwrite(self._fd, _pack_header(self.header), self.header.generation % 2 * HEADER_BYTES)
+        os.pwrite(self._fd, pack_header(self.header), self.header.generation % 2 * HEADER_BYTES)
         os.fdatasync(self._fd)
 
     @property
@@ -151,7 +151,7 @@ class KeyStore:
         size = os.fstat(self._fd).st_size
         at = SLOTS_AT
         while at + block_bytes <= size:
-            _state, fmt, epoch, n, _key_id, _wrapped = _SLOT.unpack(os.pread(self._fd, SLOT_BYTES, at))
+            _state, fmt, epoch, n, _key_id, _wrapped = SLOT.unpack(os.pread(self._fd, SLOT_BYTES, at))
             if fmt == crypto.FORMAT:
                 self._blocks[epoch, n // limits.KEY_SLOTS_PER_BLOCK] = at
             at += block_bytes
@@ -171,7 +171,7 @@ class KeyStore:
             n, at = block * limits.KEY_SLOTS_PER_BLOCK + index, index * step
             slot, key, nonce = Slot(epoch, n), random[at : at + crypto.KEY_BYTES], random[at + crypto.KEY_BYTES : at + step]
             wrapped = crypto.wrap(self._kek, nonce, key, self._slot_aad(slot))
-            out += _SLOT.pack(LIVE, crypto.FORMAT, epoch, n, self.header.wrapping_key_id, wrapped)
+            out += SLOT.pack(LIVE, crypto.FORMAT, epoch, n, self.header.wrapping_key_id, wrapped)
             keys.append((slot, key))
         start = self._end
         os.pwrite(self._fd, out, start)
@@ -192,7 +192,7 @@ class KeyStore:
         at = self._at(slot)
         if at is None:
             return None
-        state, _fmt, epoch, n, _key_id, wrapped = _SLOT.unpack(os.pread(self._fd, SLOT_BYTES, at))
+        state, _fmt, epoch, n, _key_id, wrapped = SLOT.unpack(os.pread(self._fd, SLOT_BYTES, at))
         if state != LIVE:
             return None
         if (epoch, n) != (slot.epoch, slot.n):
@@ -207,7 +207,7 @@ class KeyStore:
         for slot in slots:
             at = self._at(slot)
             if at is not None:
-                gone = _SLOT.pack(DESTROYED, crypto.FORMAT, slot.epoch, slot.n, bytes(8), bytes(_WRAPPED))
+                gone = SLOT.pack(DESTROYED, crypto.FORMAT, slot.epoch, slot.n, bytes(8), bytes(_WRAPPED))
                 os.pwrite(self._fd, gone, at)
         os.fdatasync(self._fd)
 
@@ -216,7 +216,7 @@ class KeyStore:
         for made_in, block in sorted(self._blocks):
             if made_in == epoch:
                 data = os.pread(self._fd, limits.KEY_SLOTS_PER_BLOCK * SLOT_BYTES, self._blocks[made_in, block])
-                for state, _fmt, slot_epoch, n, _key_id, _wrapped in _SLOT.iter_unpack(data):
+                for state, _fmt, slot_epoch, n, _key_id, _wrapped in SLOT.iter_unpack(data):
                     if state == LIVE:
                         yield Slot(slot_epoch, n)
 
@@ -228,7 +228,7 @@ class KeyStore:
         os.close(self._fd)
 
 
-def _pack_header(header: Header) -> bytes:
+def pack_header(header: Header) -> bytes:
     body: bytes = pack(header)
     rest = len(body).to_bytes(4, "little") + body
     data = crypto.sha256(rest) + rest
@@ -236,7 +236,7 @@ def _pack_header(header: Header) -> bytes:
     return data + bytes(HEADER_BYTES - len(data))
 
 
-def _unpack_header(data: bytes) -> Header | None:
+def unpack_header(data: bytes) -> Header | None:
     if len(data) != HEADER_BYTES:
         return None
     length = int.from_bytes(data[32:36], "little")

@@ -1,4 +1,4 @@
-"""The private part of a version: everything about it that the log may hold only as ciphertext (FORMATS §3).
+"""The private part of a version: everything about it that the log may hold only as ciphertext.
 
 Plaintext of the private part: MessagePack array in the order of `Private`'s fields; it begins with H(arguments).
 `canonical` is the encoding under that hash: maps sorted by key, floats as their IEEE bytes, contents as their digest.

@@ -21,15 +21,13 @@ from .eventlog.base import records
 from .events import EXPIRED, MERGED, SHREDDED, STATE_CHANGED, UNMERGED, WRITTEN, Damaged, Event, Record
 from .governance import Access, raw_id, text_id
 from .header import header
+from .longreads import Breath
 from .state import SCHEMA, Cube, Version, View, shown
 from .turn import Turn
 from .vault import Opened
 
 if TYPE_CHECKING:
     from .dispatch import Kernel
-
-SLICE: Final = 64
-"""Items between two breaths of the loop."""
 
 
 class Point(NamedTuple):
@@ -112,7 +110,7 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
     if effective == lifecycle.EXPIRED and not (past and request.version is not None):
         raise lifecycle.refusal(request.cube_id, effective, "read")
     if row.payload_bytes > limits.PAYLOAD_CHUNK_BYTES and "content" in request.parts:
-        kernel.spawn(answering(kernel, turn, _read_large(kernel, turn, access, found, request)), turn)
+        kernel.long_reads.submit(turn, lambda: answering(kernel, turn, _read_large(kernel, turn, access, found, request)))
         return
     if opened is None:
         opened = kernel.vault.open(view, cube, version)
@@ -182,10 +180,20 @@ async def answering(kernel: Kernel, turn: Turn, work: Coroutine[Any, Any, dict[s
         raise
 
 
-def later(
-    work: Callable[[Kernel, Turn, Any], Coroutine[Any, Any, dict[str, Any] | None]],
-) -> Callable[[Kernel, Turn, Any], None]:
-    """A handler that runs as a task."""
+Reader = Callable[["Kernel", Turn, Any], Coroutine[Any, Any, dict[str, Any] | None]]
+
+
+def later(work: Reader) -> Callable[[Kernel, Turn, Any], None]:
+    """A handler that waits in the line of long reads."""
+
+    def handler(kernel: Kernel, turn: Turn, request: Any) -> None:
+        kernel.long_reads.submit(turn, lambda: answering(kernel, turn, work(kernel, turn, request)))
+
+    return handler
+
+
+def streaming(work: Reader) -> Callable[[Kernel, Turn, Any], None]:
+    """A handler that runs as long as its caller listens."""
 
     def handler(kernel: Kernel, turn: Turn, request: Any) -> None:
         kernel.spawn(answering(kernel, turn, work(kernel, turn, request)), turn)
@@ -249,9 +257,9 @@ async def mem_list(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     point = point_of(kernel, request)
     wanted = set(request.tags or ())
     cubes: list[dict[str, Any]] = []
-    for count, cube_id in enumerate(_walk(view, access, request.namespace, _after(request.cursor))):
-        if count % SLICE == SLICE - 1:
-            await asyncio.sleep(0)
+    breath = Breath()
+    for cube_id in _walk(view, access, request.namespace, _after(request.cursor)):
+        await breath()
         cube = view.cube(cube_id)
         if cube is None or (request.form is not None and cube.form != request.form):
             continue
@@ -274,11 +282,13 @@ async def mem_list(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     return {"cubes": cubes, "next_cursor": None}
 
 
-def mem_history(kernel: Kernel, turn: Turn, request: Any) -> None:
+async def mem_history(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     access = Access(kernel.view, turn.peer.caller)
     cube = access.cube(request.cube_id)
     versions: list[dict[str, Any]] = []
+    breath = Breath()
     for number in range(max(1, cube.version - limits.HISTORY_VERSIONS_MAX + 1), cube.version + 1):
+        await breath()
         found = access.view.version(cube, number)
         if found is None:
             continue
@@ -294,13 +304,15 @@ def mem_history(kernel: Kernel, turn: Turn, request: Any) -> None:
             "version": number, "offset": row.seq, "time": row.time, "actor": row.principal,
             "syscall": BY_NUMBER[row.syscall].name, "note": note, "form": cube.form, "bytes": row.payload_bytes,
         })  # fmt: skip
-    turn.answer({"versions": versions})
+    return {"versions": versions}
 
 
+DIFF_BYTES_MAX: Final = 256 * 1024
+"""Larger texts are compared, not shown line by line: the work grows with the square of the lines."""
 _NOT_COMPARED: Final = frozenset(("version", "updated_at", "offset", "actor", "state", "bytes", "stale"))
 
 
-def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> None:
+async def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     access = Access(kernel.view, turn.peer.caller)
     cube = access.cube(request.cube_id)
     if cube.state == lifecycle.SHREDDED:
@@ -320,18 +332,17 @@ def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> None:
         for name in sorted(old.keys() | new.keys())
         if name not in _NOT_COMPARED and old.get(name) != new.get(name)
     }
-    if "bytes" in (sides[0][2], sides[1][2]):
-        diff = "" if before == after else f"Binary contents differ: {len(before)} and {len(after)} bytes\n"
+    if "bytes" in (sides[0][2], sides[1][2]) or max(len(before), len(after)) > DIFF_BYTES_MAX:
+        diff = "" if before == after else f"Contents differ: {len(before)} and {len(after)} bytes\n"
     else:
-        lines = difflib.unified_diff(
-            before.decode().splitlines(),
-            after.decode().splitlines(),
-            f"version {request.a}",
-            f"version {request.b}",
-            lineterm="",
-        )
-        diff = "".join(f"{line}\n" for line in lines)
-    turn.answer({"diff": diff, "header": changed})
+        names = f"version {request.a}", f"version {request.b}"
+        diff = await asyncio.to_thread(_unified, before.decode(), after.decode(), *names)
+    return {"diff": diff, "header": changed}
+
+
+def _unified(before: str, after: str, a: str, b: str) -> str:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), a, b, lineterm="")
+    return "".join(f"{line}\n" for line in lines)
 
 
 # -- watch -----------------------------------------------------------------------------------------------------------
@@ -395,6 +406,7 @@ async def mem_watch(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any] 
     try:
         while not turn.finished:
             sent = 0
+            breath = Breath()
             head = kernel.durable.seq
             if at <= head:
                 for _raw, record in records(kernel.log, at):
@@ -402,6 +414,7 @@ async def mem_watch(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any] 
                         break
                     at = record.seq + 1
                     sent += 1
+                    await breath()
                     access = Access(kernel.view, turn.peer.caller)
                     events = [item for event in _single(record) if (item := _seen(kernel, access, event, request))]
                     if events:
@@ -508,8 +521,8 @@ def register(kernel: Kernel) -> None:
     from .finding import mem_search
 
     handlers: dict[str, Callable[[Kernel, Turn, Any], None]] = {
-        "mem_read": mem_read, "mem_stat": mem_stat, "mem_list": later(mem_list), "mem_history": mem_history,
-        "mem_diff": mem_diff, "mem_search": later(mem_search), "mem_watch": later(mem_watch), "sys_info": sys_info,
+        "mem_read": mem_read, "mem_stat": mem_stat, "mem_list": later(mem_list), "mem_history": later(mem_history),
+        "mem_diff": later(mem_diff), "mem_search": later(mem_search), "mem_watch": streaming(mem_watch), "sys_info": sys_info,
         "sys_stats": later(sys_stats), "sys_snapshot": later(sys_snapshot), "sys_verify": later(sys_verify),
         "sys_cancel": sys_cancel, "sys_hello": sys_hello,
     }  # fmt: skip

@@ -248,7 +248,8 @@ def apply_checkpoint(tables: Tables, record: Record, event: Event) -> None:
 
 
 def apply_genesis(tables: Tables, record: Record, event: Event) -> None:
-    log_id, public_key, _schema = event.fields
+    log_id, public_key, schema = event.fields
+    tables.put(b"mschema", schema.to_bytes(4, "big"))
     tables.put(b"mlog_id", log_id)
     tables.put(b"mpublic_key", public_key)
 

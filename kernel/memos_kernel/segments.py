@@ -1,4 +1,4 @@
-"""Index segments on disk: encrypted, at most 4,096 cubes each, each under a key of its own (FORMATS §5).
+"""Index segments on disk: encrypted, at most 4,096 cubes each, each under a key of its own.
 
 Rows of the index family:
 

@@ -3,7 +3,7 @@
 - A connection is who its peer credentials say; the overflow uid is refused. The first call must be `sys_hello`.
 - Backpressure: the kernel stops reading from a connection that has 1,024 calls in progress or 8 MiB of replies unread,
   and goes on when it has caught up. Others do not notice.
-- At most 64 frames of one connection are taken in one turn of the loop, so that a flood waits its turn.
+- At most 16 frames of one connection are taken in one turn of the loop, so that a flood waits its turn.
 - A malformed frame is answered with `EPROTO` under id 0 and the connection closes. Nothing a client sends raises here.
 
 Sockets are handled with `add_reader` and `recvmsg`, because asyncio's streams cannot carry descriptors.
@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,7 @@ from memos_syscalls.errors import MemDenied, MemError, MemInvalid, MemProtocol
 from memos_syscalls.table import BY_NAME
 
 from . import __version__
-from .dispatch import Kernel
+from .dispatch import WRITES, Kernel
 from .fds import mapped
 from .governance import Caller
 from .turn import Turn
@@ -35,7 +36,9 @@ log_ = logging.getLogger("memos.server")
 HELLO: Final = BY_NAME["sys_hello"].number
 WATCH: Final = BY_NAME["mem_watch"].number
 RECV_BYTES: Final = 256 * 1024
-FRAMES_PER_TURN: Final = 64
+FRAMES_PER_TURN: Final = 16
+LINGER_NS: Final = 80_000
+"""After a read the loop looks again for this long before it sleeps: on virtual machines a wake-up outlasts a read."""
 OVERFLOW_UID: Final = 65534
 _CREDENTIALS: Final = struct.Struct("3i")
 _FDS: Final = struct.Struct(f"{limits.FDS_PER_FRAME_MAX}i")
@@ -165,6 +168,8 @@ class Connection:
                 for fd in fds:
                     os.close(fd)
         turn = self._kernel.call(self, call_id, number, args, contents)
+        if turn is None and number not in WRITES:
+            self._server.linger()
         if turn is not None:
             self._turns[call_id] = turn
             if turn.cancel is not None and number != WATCH:
@@ -363,11 +368,26 @@ class Server:
         self.path = path
         self.admin_uid = os.getuid()
         self.connections: set[Connection] = set()
+        self._lingering = False
+        self._awake_until = 0
         self.corked = False
         self.dirty: set[Connection] = set()
         kernel.cork, kernel.uncork = self.cork, self.uncork
         self._group = group
         self._sock: socket.socket | None = None
+
+    def linger(self) -> None:
+        """Keep the loop awake for a moment: the caller's next read is probably on its way."""
+        self._awake_until = time.perf_counter_ns() + LINGER_NS
+        if not self._lingering:
+            self._lingering = True
+            self.kernel.loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        if time.perf_counter_ns() < self._awake_until and not self.kernel.busy:
+            self.kernel.loop.call_soon(self._look)
+        else:
+            self._lingering = False
 
     def cork(self) -> None:
         self.corked = True

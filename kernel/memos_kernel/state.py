@@ -4,7 +4,7 @@ Invariants:
 
 - a row changes only through `Tables.put`, which keeps the digest equal to the sum over all hashed rows
 - rows hold public fields and ciphertext digests; nothing here can decrypt
-- the digest is Σ SHAKE-128(row, 512 bytes) mod 2^4096, shown as its SHA-256 (FORMATS §3)
+- the digest is Σ SHAKE-128(row, 512 bytes) mod 2^4096, shown as its SHA-256
 
 Keys, by first byte (rows marked * are in the digest):
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 from pydantic import ValidationError
@@ -97,7 +98,10 @@ def contents_of(request: Any, mapped: list[memoryview]) -> list[Any]:
                 raise MemInvalid(f"fd names descriptor {fd}, but {len(mapped)} came with the call")
             if len(mapped[fd]) > limits.CONTENT_BYTES_MAX:
                 raise MemTooLarge(f"content of {len(mapped[fd])} bytes is over the limit of {limits.CONTENT_BYTES_MAX}")
-            found.append(mapped[fd])
+            content = mapped[fd] if crypto.is_chunked(len(mapped[fd])) else bytes(mapped[fd])
+            if isinstance(content, bytes) and contents_are_text(item):
+                check_text(content)
+            found.append(content)
         else:
             continue
         if fd is None and len(found[-1]) > limits.CONTENT_INLINE_BYTES_MAX:
@@ -112,3 +116,18 @@ def invalid(error: ValidationError) -> MemInvalid:
         for e in error.errors()[:3]
     ]
     return MemInvalid("; ".join(said))
+
+
+def contents_are_text(item: Any) -> bool:
+    """Whether a descriptor is said to hold text."""
+    return item.fd is not None and (item.encoding or "text") == "text"
+
+
+def check_text(content: bytes | memoryview) -> None:
+    """Refuse bytes that are said to be text and are not UTF-8."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(content, True)
+    except UnicodeDecodeError as error:
+        raise MemInvalid(
+            f"the content is not UTF-8 at byte {error.start}", 'Pass encoding="bytes" for what is not text.'
+        ) from error

@@ -71,6 +71,8 @@ LIST_ITEMS_DEFAULT: Final = 100
 LIST_ITEMS_MAX: Final = 1000
 SEARCH_HITS_DEFAULT: Final = 10
 SEARCH_HITS_MAX: Final = 1000
+HIT_BYTES_MAX: Final = 64 * KIB
+"""Bytes of a content that a hit carries."""
 QUERY_CHARS_MAX: Final = 16 * KIB
 FUSE_SOURCES_MAX: Final = 1024
 HISTORY_VERSIONS_MAX: Final = 10_000
@@ -81,7 +83,7 @@ TURN_MS_MAX: Final = 5
 # Storage.
 KEY_SLOTS_PER_BLOCK: Final = 1024
 SEGMENT_CUBES_MAX: Final = 4096
-"""Cubes that one encrypted index segment may list (FORMATS §5)."""
+"""Cubes that one encrypted index segment may list."""
 DISK_RESERVE_BYTES_DEFAULT: Final = 256 * MIB
 DECODED_CACHE_BYTES: Final = 16 * MIB
 """Decrypted versions kept in RAM for repeated reads."""

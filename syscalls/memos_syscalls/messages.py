@@ -333,6 +333,7 @@ class SearchHit(Reply):
     score: float
     content: str | bytes
     namespace: str
+    clipped: bool = Field(False, description="The content is longer than a hit carries; mem_read has all of it.")
     header: CubeHeader | None = None
     why: dict[str, Any] | None = None
 

@@ -22,8 +22,8 @@ def main(directory: str, count: int) -> None:
     def created(self: Any, text: str) -> None:
         self.text = text
 
-    cube: Any = type("Cube", (domain.Aggregate,), {"__init__": domain.event("Created")(created), "__module__": __name__})
-    globals()["Cube"] = cube
+    cube: Any = type("Cube", (domain.Aggregate,), {"__init__": created, "__module__": __name__})
+    globals()["Cube"] = cube  # It looks its events up by name.
     app = application.Application()
     text = ("Alice's dog is a beagle named Biscuit; she walks him along the river before breakfast. " * 4)[:300]
     for _ in range(20):
@@ -34,7 +34,7 @@ def main(directory: str, count: int) -> None:
     saves = time.perf_counter() - began
     began = time.perf_counter()
     read, start = 0, 1
-    while found := app.notification_log.select(start=start, limit=1000):
+    while found := app.recorder.select_notifications(start=start, limit=1000):
         read, start = read + len(found), found[-1].id + 1
     print(json.dumps({"per_s": count / saves, "replay_per_s": read / (time.perf_counter() - began)}))
 

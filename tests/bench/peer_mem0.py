@@ -36,12 +36,10 @@ class Given:
 
 def main(directory: str, count: int) -> None:
     os.environ.update(MEM0_TELEMETRY="False", OPENAI_API_KEY="none", MEM0_DIR=directory)
+    qdrant = {"path": f"{directory}/qdrant", "on_disk": True, "embedding_model_dims": DIMS, "collection_name": "bench"}
     memory: Any = importlib.import_module("mem0").Memory.from_config(
         {
-            "vector_store": {
-                "provider": "qdrant",
-                "config": {"path": f"{directory}/qdrant", "on_disk": True, "embedding_model_dims": DIMS, "collection_name": "bench"},
-            },
+            "vector_store": {"provider": "qdrant", "config": qdrant},
             "llm": {"provider": "openai", "config": {"api_key": "none"}},
             "embedder": {"provider": "openai", "config": {"api_key": "none", "embedding_dims": DIMS}},
             "history_db_path": f"{directory}/history.db",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import mmap
 
+from tests.inside import Inside
+
 from memos_kernel.fds import sealed_memfd
 from memos_syscalls import limits
 from memos_syscalls.errors import MemError
-
-from tests.inside import Inside
 
 NOT_TEXT = b"\xff\xfe\x00 not text"
 

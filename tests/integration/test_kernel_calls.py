@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from memos_syscalls import limits
-
 from tests.inside import ALICE, BOB, Inside, replay
+
+from memos_syscalls import limits
 
 
 def test_a_large_write_to_a_shredded_cube_is_refused(k: Inside) -> None:

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.inside import ADMIN, ALICE, BOB, Inside, replay
+from tests.property.model import Model, Ver
+
 from memos_kernel.clock import ManualClock
 from memos_kernel.governance import Caller
 from memos_syscalls.errors import MemError
-
-from tests.inside import ADMIN, ALICE, BOB, Inside, replay
-from tests.property.model import Model, Ver
 
 SECOND = 1_000_000_000
 NAMESPACES = ("a", "a/x", "a/x/deep", "b", "b/y", "ab")

@@ -241,7 +241,7 @@ def bounds() -> list[tuple[str, int, str]]:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and after.value.value
-        text = " ".join(str(described or "").split()).replace(" (FORMATS §5)", "")
+        text = " ".join(str(described or "").split())
         found.append((node.target.id, getattr(limits, node.target.id), text))
     return [row for row in found if row[0] not in ("KIB", "MIB", "GIB", "ABI")]
 

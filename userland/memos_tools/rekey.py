@@ -18,15 +18,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from memos_kernel import crypto, masterkey
 from memos_kernel.events import Damaged
 from memos_kernel.keystore import (
-    _SLOT,  # pyright: ignore[reportPrivateUsage]
     HEADER_BYTES,
     LIVE,
+    SLOT,
     SLOT_BYTES,
     SLOTS_AT,
     Header,
-    _cipher,  # pyright: ignore[reportPrivateUsage]
-    _pack_header,  # pyright: ignore[reportPrivateUsage]
-    _unpack_header,  # pyright: ignore[reportPrivateUsage]
+    pack_header,
+    unpack_header,
+    wrapping_cipher,
     wrapping_key_id,
 )
 
@@ -46,7 +46,7 @@ class Master(NamedTuple):
 
     @staticmethod
     def of(key: bytes) -> Master:
-        return Master(wrapping_key_id(key), _cipher(key))
+        return Master(wrapping_key_id(key), wrapping_cipher(key))
 
 
 def command(arguments: argparse.Namespace, out: Output) -> int:
@@ -116,7 +116,7 @@ def rewrap(path: Path, old: Master, new: Master) -> int:
 
 def _header(fd: int, path: Path) -> Header:
     try:
-        found = [h for copy in (0, 1) if (h := _unpack_header(os.pread(fd, HEADER_BYTES, copy * HEADER_BYTES)))]
+        found = [h for copy in (0, 1) if (h := unpack_header(os.pread(fd, HEADER_BYTES, copy * HEADER_BYTES)))]
     except Damaged as error:
         raise Trouble(f"the header of {path} is damaged: {error}; restore the key store from its backup") from error
     if not found:
@@ -131,7 +131,7 @@ def _slots(fd: int, header: Header, old: Master, new: Master, *, write: bool) ->
     for start in range(SLOTS_AT, size, READ_SLOTS * SLOT_BYTES):
         data = os.pread(fd, READ_SLOTS * SLOT_BYTES, start)
         for at in range(0, len(data) - SLOT_BYTES + 1, SLOT_BYTES):
-            state, fmt, epoch, n, key_id, wrapped = _SLOT.unpack_from(data, at)
+            state, fmt, epoch, n, key_id, wrapped = SLOT.unpack_from(data, at)
             if state != LIVE or key_id == new.key_id:
                 continue
             place = aad + epoch.to_bytes(8, "big") + n.to_bytes(8, "big")
@@ -139,7 +139,7 @@ def _slots(fd: int, header: Header, old: Master, new: Master, *, write: bool) ->
             changed += 1
             if write:
                 again = crypto.wrap(new.cipher, os.urandom(crypto.NONCE_BYTES), key, place)
-                os.pwrite(fd, _SLOT.pack(LIVE, fmt, epoch, n, new.key_id, again), start + at)
+                os.pwrite(fd, SLOT.pack(LIVE, fmt, epoch, n, new.key_id, again), start + at)
     if write:
         os.fsync(fd)
     return changed
@@ -161,5 +161,5 @@ def _headers(fd: int, header: Header, old: Master, new: Master) -> None:
     )
     for step in (1, 2):
         newer = header._replace(generation=header.generation + step)
-        os.pwrite(fd, _pack_header(newer), newer.generation % 2 * HEADER_BYTES)
+        os.pwrite(fd, pack_header(newer), newer.generation % 2 * HEADER_BYTES)
         os.fsync(fd)

@@ -54,4 +54,4 @@ class EmbeddedLog:
         return None
 
     def describe(self) -> dict[str, object]:
-        return {"kind": self.kind, **self._store.describe()}
+        return {**self._store.describe(), "kind": self.kind}
