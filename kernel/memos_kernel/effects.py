@@ -24,18 +24,21 @@ from memos_syscalls.errors import MemError, MemNoModel, MemShredded
 
 from . import events as ev
 from . import lifecycle
+from .decide import NewPayload
 from .events import Damaged, Record
+from .private import Private
 from .state import Cube, View
 from .vault import Opened, SealedContent, Vault
 
 if TYPE_CHECKING:
-    from .decide import Decision
+    from .decide import Decision, Draft
     from .segments import Segments
 
 log_ = logging.getLogger("memos.index")
 
 OPS_PER_SLICE: Final = 2048
 OPS_BEHIND_MAX: Final = 32_768
+HELD_BYTES_MAX: Final = 32 << 20
 LULL_SECONDS: Final = 0.003
 LAG_SECONDS_MAX: Final = 1.0
 TEXT_CHARS_MAX: Final = 32_768
@@ -80,6 +83,8 @@ class Effects:
         self._segments = segments
         self._view = view
         self._ops: deque[Op] = deque()
+        self._held_bytes = 0
+        """Contents in the queue, counted since it was last empty."""
         self._wake = asyncio.Event()
         self._wake_dense = asyncio.Event()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -105,11 +110,7 @@ class Effects:
                 cube_id = event.fields[0]
                 version = 1 if event.name == ev.ALLOCATED else event.fields[1]
                 payload = event.fields[4 if event.name == ev.ALLOCATED else 3]
-                content = None
-                if draft is not None and draft.private is not None:
-                    fresh = next((f.content for f in draft.fields if type(f).__name__ == "NewPayload"), None)
-                    content = None if isinstance(fresh, SealedContent) else fresh
-                private = draft.private if content is not None else None
+                content, private = self._at_hand(draft)
                 return [("add", seq, (cube_id, version, payload[1], content, private))]
             case ev.STATE_CHANGED:
                 return [("live", seq, event.fields[0])]
@@ -125,6 +126,17 @@ class Effects:
                 return [("shred", seq, event.fields[0])]
             case _:
                 return []
+
+    def _at_hand(self, draft: Draft | None) -> tuple[bytes | None, Private | None]:
+        """Content and private part of a fresh version, unless the queue holds so much already that they are better
+        opened again when their turn comes."""
+        if draft is None or draft.private is None or self._held_bytes > HELD_BYTES_MAX:
+            return None, None
+        for field in draft.fields:
+            if type(field) is NewPayload and not isinstance(field.content, SealedContent):
+                self._held_bytes += len(field.content)
+                return field.content, draft.private
+        return None, None
 
     def shredded(self, cube_ids: list[bytes], heirs: dict[bytes, int]) -> Callable[[], None]:
         """Forget erased cubes, and what forks inherited from them; returns the disk work that blinds the segments which
@@ -202,6 +214,8 @@ class Effects:
             while self._ops:
                 await self._lull()
                 ops = [self._ops.popleft() for _ in range(min(OPS_PER_SLICE, len(self._ops)))]
+                if not self._ops:
+                    self._held_bytes = 0
                 target = self.offered_seq if not self._ops else max(self.lexical_seq, ops[-1][1] - 1)
                 await asyncio.to_thread(self._apply_in_thread, ops)
                 self._advance(target)

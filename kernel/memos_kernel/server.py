@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from memos_syscalls import limits, wire
-from memos_syscalls.errors import MemDenied, MemError, MemInvalid, MemProtocol
+from memos_syscalls.errors import MemBusy, MemDenied, MemError, MemInvalid, MemProtocol
 from memos_syscalls.table import BY_NAME
 
 from . import __version__
@@ -64,6 +64,7 @@ class Connection:
         self._descriptors: deque[int] = deque()
         self._turns: dict[int, Turn] = {}
         self._inflight = 0
+        self._inflight_bytes = 0
         self._long = 0
         """Calls in progress that run as tasks, each of which may end in a large reply."""
         self._outbox: deque[tuple[bytes, list[int]]] = deque()
@@ -128,18 +129,20 @@ class Connection:
             if (
                 self._inflight >= limits.INFLIGHT_PER_CONNECTION_MAX
                 or self._outbox_bytes >= limits.OUTBOX_BYTES_MAX
+                or self._inflight_bytes >= limits.INFLIGHT_BYTES_MAX
                 or self._long >= limits.LONG_PER_CONNECTION_MAX
             ):
                 self._pause()
                 return
             try:
-                call_id, number, args = wire.parse_request(self._frames.popleft())
+                frame = self._frames.popleft()
+                call_id, number, args = wire.parse_request(frame)
             except MemError as error:
                 self._malformed(error)
                 return
             self._inflight += 1
             if self._greeted:
-                self._call(call_id, number, args)
+                self._call(call_id, number, args, len(frame))
             else:
                 self._hello(call_id, number, args)
         if self._frames and not self.closed:
@@ -153,13 +156,17 @@ class Connection:
                     os.close(self._descriptors.popleft())
             self._resume()
 
-    def _call(self, call_id: int, number: int, args: dict[str, Any]) -> None:
+    def _call(self, call_id: int, number: int, args: dict[str, Any], size: int) -> None:
         contents: list[memoryview] = []
+        mapped_bytes = 0
         if self._descriptors and ("fd" in args or "items" in args):
             # The descriptors of a frame arrive with its first byte, so the oldest ones are this frame's.
             fds = [self._descriptors.popleft() for _ in range(min(len(self._descriptors), _descriptors_in(args)))]
             try:
                 contents = [mapped(fd) for fd in fds]
+                mapped_bytes = sum(len(content) for content in contents)
+                if self._server.mapped_bytes(self.caller.principal, 0) + mapped_bytes > limits.MAPPED_BYTES_PER_PRINCIPAL_MAX:
+                    raise MemBusy(f"{self.caller.principal} has too many bytes of content in progress")
             except MemError as error:
                 self.send_error(call_id, error)
                 self.done(call_id)
@@ -172,6 +179,10 @@ class Connection:
             self._server.linger()
         if turn is not None:
             self._turns[call_id] = turn
+            turn.size, turn.mapped = size, mapped_bytes
+            self._inflight_bytes += size
+            if mapped_bytes:
+                self._server.mapped_bytes(self.caller.principal, mapped_bytes)
             if turn.cancel is not None and number != WATCH:
                 turn.long = True
                 self._long += 1
@@ -222,8 +233,12 @@ class Connection:
     def done(self, call_id: int) -> None:
         self._inflight -= 1
         turn = self._turns.pop(call_id, None)
-        if turn is not None and turn.long:
-            self._long -= 1
+        if turn is not None:
+            self._inflight_bytes -= turn.size
+            if turn.mapped:
+                self._server.mapped_bytes(self.caller.principal, -turn.mapped)
+            if turn.long:
+                self._long -= 1
         if (
             not self._reading
             and not self._serving
@@ -372,9 +387,17 @@ class Server:
         self._awake_until = 0
         self.corked = False
         self.dirty: set[Connection] = set()
+        self._mapped: dict[str, int] = {}
         kernel.cork, kernel.uncork = self.cork, self.uncork
         self._group = group
         self._sock: socket.socket | None = None
+
+    def mapped_bytes(self, principal: str, change: int) -> int:
+        """Bytes of descriptors that a principal's calls in progress hold, after a change."""
+        total = self._mapped.get(principal, 0) + change
+        if change:
+            self._mapped[principal] = total
+        return total
 
     def linger(self) -> None:
         """Keep the loop awake for a moment: the caller's next read is probably on its way."""

@@ -41,7 +41,20 @@ class Peer(Protocol):
 class Turn:
     """Answers exactly once; whatever comes later is dropped."""
 
-    __slots__ = ("appended", "call_id", "cancel", "finished", "long", "peer", "started", "stats", "syscall", "timer")
+    __slots__ = (
+        "appended",
+        "call_id",
+        "cancel",
+        "finished",
+        "long",
+        "mapped",
+        "peer",
+        "size",
+        "started",
+        "stats",
+        "syscall",
+        "timer",
+    )
 
     def __init__(self, peer: Peer, call_id: int, syscall: Syscall, stats: Any) -> None:
         self.peer = peer
@@ -54,6 +67,10 @@ class Turn:
         """A record of this call is on its way: from here on its outcome may be unknown."""
         self.long = False
         """Counted by its connection among the calls that run as tasks."""
+        self.size = 0
+        """Bytes of the request, as its connection counts them."""
+        self.mapped = 0
+        """Bytes of the descriptors that came with it."""
         self.cancel: Any = None
         """Task to cancel when the caller goes away or says so."""
         self.timer: Any = None

@@ -22,6 +22,9 @@ WIRE_DEPTH_MAX: Final = 24
 FDS_PER_FRAME_MAX: Final = 4
 INFLIGHT_PER_CONNECTION_MAX: Final = 1024
 """Calls in progress on one connection before the kernel stops reading from it."""
+INFLIGHT_BYTES_MAX: Final = 32 * MIB
+"""Bytes of requests in progress on one connection before the kernel stops reading from it."""
+MAPPED_BYTES_PER_PRINCIPAL_MAX: Final = 4 * GIB
 LONG_PER_CONNECTION_MAX: Final = 32
 """Of those, calls that run as tasks (searches, listings, large contents) and whose replies may be large."""
 OUTBOX_BYTES_MAX: Final = 8 * MIB
@@ -89,6 +92,8 @@ DECODED_CACHE_BYTES: Final = 16 * MIB
 """Decrypted versions kept in RAM for repeated reads."""
 
 assert CONTENT_INLINE_BYTES_MAX < FRAME_BYTES_MAX, "content that may be inline must fit a frame"
+assert INFLIGHT_BYTES_MAX >= FRAME_BYTES_MAX, "one full request must be let in"
+assert CONTENT_BYTES_MAX * FDS_PER_FRAME_MAX <= MAPPED_BYTES_PER_PRINCIPAL_MAX, "one full frame of descriptors must be let in"
 assert OUTBOX_BYTES_MAX >= FRAME_BYTES_MAX, "one full reply must fit the outbox"
 assert PAYLOAD_INLINE_BYTES_MAX < RECORD_BYTES_MAX, "an inline payload must fit a record"
 assert RECORD_BYTES_MAX + FRAME_LOG_OVERHEAD_BYTES_MAX <= FRAME_LOG_BYTES_MAX, "one full record must fit a frame"

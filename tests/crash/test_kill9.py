@@ -51,6 +51,9 @@ class Acks:
             os.fdatasync(self._file.fileno())
             self.count += 1
 
+    def close(self) -> None:
+        self._file.close()
+
 
 @dataclass
 class Writer:
@@ -193,4 +196,5 @@ def test_what_was_acknowledged_survives_kill_9_and_the_rest_is_whole_or_absent(t
             assert daemon.stop() == 0, daemon.said()
         with verify.open_offline(tmp_path / "data") as offline:
             assert replay(offline.log)[0] == digest
+    acks.close()
     assert acks.count > ROUNDS, "the writers got somewhere"

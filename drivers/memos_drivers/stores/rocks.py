@@ -24,7 +24,7 @@ def _tuned(cache: Any, family: str) -> Any:
     options = Options(raw_mode=True)
     table = BlockBasedOptions()
     table.set_block_cache(cache)
-    table.set_bloom_filter(10.0, False)
+    table.set_bloom_filter(10, False)
     options.set_block_based_table_factory(table)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_max_write_buffer_number(3)
