@@ -129,7 +129,7 @@ class Inside:
         self.peers: dict[Caller, Peer] = {}
         self._open = True
         try:
-            self.loop.run_until_complete(self._boot())
+            self.loop.run_until_complete(asyncio.wait_for(self._boot(), 10))
         except BaseException:
             self._release()
             raise
@@ -258,6 +258,10 @@ class Inside:
     async def _quiet(self) -> None:
         await asyncio.sleep(0)
         await self.kernel.drained()
+
+    def settle(self) -> None:
+        """Return when the words of everything durable are indexed."""
+        self.loop.run_until_complete(self.kernel.effects.wait_lexical(self.kernel.durable.seq))
 
     # -- what must hold ----------------------------------------------------------------------------------------------
 

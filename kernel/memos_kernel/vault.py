@@ -222,11 +222,18 @@ class Vault:
             found.append(piece)
         return found
 
+    def alive(self, slot: Slot) -> bool:
+        """Whether a key still exists."""
+        return self._key(slot) is not None
+
     def open_content(self, version: Version) -> bytes:
+        return self.open_payload(version, self.sealed_payload(version))
+
+    def open_payload(self, version: Version, pieces: list[bytes]) -> bytes:
+        """The content in a payload's ciphertext; raises `MemShredded` or `Damaged`."""
         key = self._key(version.payload_slot)
         if key is None:
             raise shredded(version.cube_id)
-        pieces = self.sealed_payload(version)
         if not crypto.is_chunked(version.payload_bytes):
             return self._unwrap(AESGCM(key), pieces[0], version.payload_id, version)
         try:

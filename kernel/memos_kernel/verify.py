@@ -33,7 +33,7 @@ from .eventlog.embedded import EmbeddedLog
 from .events import Checkpoint, Damaged, pack
 from .keystore import KeyStore
 from .reducer import apply
-from .state import DIGEST_BYTES, META_APPLIED, SCHEMA, Tables, View, decode_cube, decode_version, row_hash, shown
+from .state import DIGEST_BYTES, META_APPLIED, SCHEMA, Tables, View, decode_cube, decode_version, shown
 from .upcast import current
 from .vault import Vault
 
@@ -345,20 +345,20 @@ def _compare_view(stored: Reader, tables: Tables, walk: _Walk) -> None:
         # A live kernel went on while the log was walked; its newer rows cannot be compared.
         return
     advice = "Run `memctl check --repair`: it makes the view again from the log."
+    seen = 0
     for prefix in (b"c", b"v", b"n"):
-        stored_rows = dict(stored.scan(prefix))
-        for key, value in tables.overlay.items():
-            if key[:1] == prefix and value is not None and stored_rows.pop(key, None) != value:
-                walk.problem(_row_seq(key, value), f"row {key.hex()} of the view is not what the log says", advice)
-        for key in stored_rows:
-            walk.problem(walk.seq, f"row {key.hex()} of the view is in no record of the log", advice)
-    total = 0
-    for key, value in tables.overlay.items():
-        if value is not None and key[:1] in b"cvn":
-            row = ev.unpack(value)[0] if key[:1] == b"v" else value
-            total += row_hash(key[:1] + row)
-    if total % (1 << 4096) != tables.digest:
-        walk.problem(walk.seq, "the state digest is not the sum of its rows", "Report this: the digest is kept wrongly.")
+        for key, value in stored.scan(prefix):
+            wanted = tables.overlay.get(key)
+            seen += wanted is not None
+            if wanted is None:
+                walk.problem(walk.seq, f"row {key.hex()} of the view is in no record of the log", advice)
+            elif wanted != value:
+                walk.problem(_row_seq(key, wanted), f"row {key.hex()} of the view is not what the log says", advice)
+    hashed = {key: value for key, value in tables.overlay.items() if value is not None and key[:1] in b"cvn"}
+    if seen < len(hashed):
+        for key, value in hashed.items():
+            if stored.get(key) is None:
+                walk.problem(_row_seq(key, value), f"row {key.hex()} of the view is missing", advice)
     if applied[0] == walk.seq and int.from_bytes(applied[3], "little") != tables.digest:
         walk.problem(walk.seq, "the digest that the view carries is not the one that the log gives", advice)
 
@@ -388,11 +388,11 @@ def _open_everything(store: Store, tables: Tables, vault: Vault, walk: _Walk, pr
             if crypto.sha256(private) != row.private_digest:
                 walk.problem(row.seq, f"the private part of the record at offset {row.seq} is not the one it was signed with")
             pieces = vault.sealed_payload(row)
-            if crypto.sha256(b"".join(pieces)) != row.payload_digest:
+            if crypto.sha256(pieces[0] if len(pieces) == 1 else b"".join(pieces)) != row.payload_digest:
                 walk.problem(row.seq, f"the payload of the record at offset {row.seq} is not the one it was signed with")
                 continue
             if shredded:
-                if vault.keystore.key(row.slot) is not None:
+                if vault.alive(row.slot):
                     walk.problem(
                         row.seq,
                         f"a key of the cube erased after offset {row.seq} still exists",
@@ -400,8 +400,8 @@ def _open_everything(store: Store, tables: Tables, vault: Vault, walk: _Walk, pr
                     )
                 continue
             vault.open_private(row, private)
-            if vault.keystore.key(row.payload_slot) is not None:
-                vault.open_content(row)
+            if row.payload_slot == row.slot or vault.alive(row.payload_slot):
+                vault.open_payload(row, pieces)
         except MemError:
             walk.problem(
                 row.seq,

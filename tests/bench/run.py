@@ -1,6 +1,6 @@
 """Everything in one run: our workloads beside their peers, as JSON and as a Markdown table.
 
-    .venv/bin/python tests/bench/run.py --peers DIR [--only read,alloc,…] [--quick] [--locomo DIR] [--out FILE]
+    .venv/bin/python tests/bench/run.py --peers DIR [--only read,alloc,…] [--quick] [--locomo DIR] [--out FILE] [--docs PAGE]
 
 Blocks of ours and of a peer's follow each other in one process, and ratios are taken block by block: what else the machine
 does meets both alike. A peer that is not installed is left out and named as such. Nothing here fails on a number.
@@ -52,6 +52,7 @@ from memos_tools.bench_measure import (
 from memos_tools.bench_search import locomo, search
 
 HERE = Path(__file__).parent
+MARKS = ("<!-- measured -->", "<!-- /measured -->")
 LOCOMO = HERE.parents[2] / "shared" / "data" / "locomo"
 
 
@@ -324,6 +325,23 @@ WORKLOADS: dict[str, Callable[[Run], None]] = {
 }  # fmt: skip
 
 
+def into_page(page: Path, text: str) -> None:
+    """Put the table where the page marks its place."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    assert after, f"{page} has no place for the table: {MARKS[0]} … {MARKS[1]}"
+    page.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}", encoding="utf-8")
+
+
+def headline(found: dict[str, Any]) -> str:
+    """When, which commit, on what."""
+    m = found["machine"]
+    return (
+        f"{m['time'][:10]}, commit `{found['commit']}`: {m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB, "
+        f"Linux {m['system']}, Python {m['python']}; load before the run {m['load_1m']}.\n\n"
+    )
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description="Run the benchmarks beside their peers.")
     p.add_argument("--peers", type=Path, help="the environment that peers.sh made")
@@ -332,19 +350,23 @@ def main() -> None:
     p.add_argument("--dir", type=Path, help="where the data lies meanwhile")
     p.add_argument("--locomo", type=Path, default=LOCOMO, help="folder with conv-*.json")
     p.add_argument("--out", type=Path, default=Path("bench"), help="writes OUT.json and OUT.md (default: bench)")
+    p.add_argument("--docs", type=Path, help="a page whose marked place takes the table")
     arguments = p.parse_args()
     run = Run(arguments)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     found: dict[str, Any] = {"commit": commit.stdout.strip() or "unknown", "machine": machine()}
+    text = ""
     for name in arguments.only.split(","):
         print(f"{name} …", file=sys.stderr, flush=True)
         WORKLOADS[name](run)
         found |= {"goals": [vars(goal) for goal in run.goals], "rows": [row.to_json() for row in run.rows]}
         # After each workload, so that what was measured survives what comes next.
         arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        head = f"{found['machine']['time'][:10]}, commit `{found['commit']}`, {json.dumps(found['machine'])}\n\n"
-        arguments.out.with_suffix(".md").write_text(head + table(run.goals) + "\n")
-    print(table(run.goals))
+        text = headline(found) + table(run.goals) + "\n"
+        arguments.out.with_suffix(".md").write_text(text)
+    print(text)
+    if arguments.docs is not None:
+        into_page(arguments.docs, text)
 
 
 if __name__ == "__main__":

@@ -316,8 +316,8 @@ class Model:
                 cube.merged_into = rebuilt.get(str(cube.merged_into))
                 cube.state = "merged" if cube.merged_into else "activated"
 
-    def rebuildable(self, cube: Cube, gone: set[str]) -> bool:
-        """Whether a recipe can be run again without what is erased (successors of erased sources count as there)."""
+    def rebuildable(self, cube: Cube, gone: set[str], roots: set[str]) -> bool:
+        """Whether a recipe can be run again without what is erased (successors of derived cubes count as there)."""
         return cube.live.recipe is not None and any(
-            s not in gone or self.rebuildable(self.cubes[s], gone - {cube.cube_id}) for s, _v in cube.live.lineage
+            s not in gone or (s not in roots and self.rebuildable(self.cubes[s], gone, roots)) for s, _v in cube.live.lineage
         )

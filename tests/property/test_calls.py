@@ -352,7 +352,7 @@ class Calls(RuleBasedStateMachine):
         assert report["shredded"] == sorted(gone)
         rebuilt = {entry["replaces"]: entry["cube_id"] for entry in report["rebuilt"]}
         outside = [d for d in derived if namespace is None or not model.within(d.namespace, namespace)]
-        wanted = {d.cube_id for d in outside if model.rebuildable(d, gone)} if cascade == "rebuild" else set[str]()
+        wanted = {d.cube_id for d in outside if model.rebuildable(d, gone, set(roots))} if cascade == "rebuild" else set[str]()
         assert rebuilt.keys() == wanted
         affected = {c.cube_id for c in model.cubes.values() if c.cube_id not in gone and any(v.key in gone for v in c.versions)}
         direct = {i for i in affected if (origin := model.cubes[i].forked_from) is not None and origin[0] in gone}
@@ -440,6 +440,8 @@ class Calls(RuleBasedStateMachine):
             return
         word = word_of(pick % (self.words + 1))
         args = {"query": word, "mode": "lexical", "k": 100, "namespace": namespace, "at_offset": at_offset}
+        # A search waits for what its own connection wrote; what others wrote may come a moment later.
+        self.k.settle()
         hits = self.k("mem_search", caller, **args)["hits"]
         expected = self.model.findable(caller, word, namespace, self.now, at_offset)
         assert sorted((hit["cube_id"], hit["version"]) for hit in hits) == expected

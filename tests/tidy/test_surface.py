@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -58,8 +59,6 @@ def test_every_example_is_a_command_that_the_shell_takes(call: Syscall) -> None:
     shell = Shell(no_kernel, quiet, quiet)
     word, *_rest = text.split(" ", 1)
     assert word == call.command
-    import shlex
-
     arguments: Any = shell.commands[word].parse(shlex.split(text)[1:])
     assert arguments is not None
 
