@@ -104,6 +104,7 @@ class Commits:
         self._committing = False
         self._last_commit = 0.0
         self._barriers: deque[tuple[int, Callable[[], None]]] = deque()
+        self._drained: set[asyncio.Future[None]] = set()
         self._refilling = False
         self._watchers: set[asyncio.Event] = set()
         self._checkpoint_timer: asyncio.TimerHandle | None = None
@@ -117,11 +118,15 @@ class Commits:
         await asyncio.to_thread(self._flusher.join)
 
     async def drained(self) -> None:
-        """Return when everything decided so far is durable."""
+        """Return when everything decided so far is durable; raises `OSError` when the kernel stops first."""
         if self.durable.seq < self.chain.seq:
             waiter: asyncio.Future[None] = self.loop.create_future()
+            self._drained.add(waiter)
             self.when_durable(self.chain.seq, lambda: None if waiter.done() else waiter.set_result(None))
-            await waiter
+            try:
+                await waiter
+            finally:
+                self._drained.discard(waiter)
 
     def fatal(self, what: str, error: BaseException) -> None:
         """An append or apply went wrong: say so and end. Callers learn that their outcome is unknown when we close."""
@@ -131,6 +136,9 @@ class Commits:
                 "%s: %s: %s. The kernel stops; restart it, nothing acknowledged is lost", what, type(error).__name__, error
             )
             self.on_fatal(self.stopped)
+            for waiter in self._drained:
+                if not waiter.done():
+                    waiter.set_exception(OSError(self.stopped))
 
     def spawn(self, coroutine: Any, turn: Turn | None = None) -> asyncio.Task[None]:
         task = self.loop.create_task(coroutine)

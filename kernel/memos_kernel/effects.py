@@ -46,6 +46,7 @@ TEXT_CHARS_MAX: Final = 32_768
 EMBED_BATCH: Final = 32
 FORK_SLICE: Final = 256
 DENSE_PATIENCE_SECONDS: Final = 0.5
+LEXICAL_PATIENCE_SECONDS: Final = 0.25
 
 Op = tuple[str, int, Any]
 """`(kind, seq, argument)`: add a document, set a cube's live version, remove cubes, copy a fork's documents."""
@@ -179,6 +180,14 @@ class Effects:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((seq, waiter))
         await waiter
+
+    async def wait_lexical_briefly(self, seq: int) -> None:
+        """The same for writes of others, but only for a moment: under steady load the index is always a little behind."""
+        if self.lexical_seq < seq:
+            try:
+                await asyncio.wait_for(self.wait_lexical(seq), LEXICAL_PATIENCE_SECONDS)
+            except TimeoutError:
+                log_.debug("a search goes on with words up to offset %d of %d", self.lexical_seq, seq)
 
     def _advance(self, seq: int) -> None:
         self.lexical_seq = max(self.lexical_seq, seq)

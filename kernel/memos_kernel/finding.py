@@ -95,6 +95,7 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     point = point_of(kernel, request)
     effects = kernel.effects
     await effects.wait_lexical(max(turn.peer.last_write, 0) if effects.loaded else kernel.opened_at)
+    await effects.wait_lexical_briefly(kernel.durable.seq)
     vector, missing = await query_vector(kernel, request)
     if vector is not None:
         await effects.wait_dense()

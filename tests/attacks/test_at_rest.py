@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from tests.inside import Inside
+
 from memos_drivers.plaintext import segment
 from memos_drivers.stores.base import INDEX
 from memos_drivers.stores.rocks import RocksStore
@@ -16,8 +18,6 @@ from memos_kernel.events import Slot, unpack
 from memos_kernel.governance import raw_id
 from memos_kernel.state import View, u64
 from memos_syscalls.errors import MemShredded
-
-from tests.inside import Inside
 
 SENTINEL = "xyzzyplugh"
 FILLER = " and some more words" * 40

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+
 from memos_drivers.stores.base import FAMILIES, LOG, PAYLOAD, VIEW, Batch, Reader, Store
 
 KEYS = [b"", b"a", b"a\x00", b"a\x00\xff", b"a\xff", b"a\xff\xff", b"ab", b"b", b"b\x00", b"\xff", b"\xff\xff"]

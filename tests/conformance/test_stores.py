@@ -7,12 +7,12 @@ import inspect
 from pathlib import Path
 from typing import ClassVar
 
+from tests.conformance.stores import StoreSuite
+
 import memos_drivers.stores
 from memos_drivers.stores.base import Store
 from memos_drivers.stores.memory import MemoryStore
 from memos_drivers.stores.rocks import RocksStore
-
-from tests.conformance.stores import StoreSuite
 
 
 class TestMemoryStore(StoreSuite):

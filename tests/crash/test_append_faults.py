@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from tests.inside import Inside, replay
+
 from memos_drivers.stores.base import Store
 from memos_drivers.stores.memory import MemoryStore
 from memos_kernel.eventlog.base import EventLog
 from memos_kernel.eventlog.memory import DOUBT, LOSE, MemoryLog
 from memos_syscalls.errors import MemError
-
-from tests.inside import Inside, replay
 
 
 def memory_log(k: Inside) -> MemoryLog:
@@ -113,7 +113,8 @@ def test_a_kernel_that_cannot_append_its_opening_does_not_start() -> None:
         k("mem_alloc", namespace="alice", content="kept")
         k.abandon()
         memory_log(k).faults.append(LOSE)
-        with pytest.raises((OSError, MemError, RuntimeError, TimeoutError)):
+        with pytest.raises(Exception) as refused:
             k.open()
+        assert not isinstance(refused.value, TimeoutError), "it says so rather than hang"
         k.open()
         assert len(k("mem_list")["cubes"]) == 1

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memos_kernel import verify
-from memos_syscalls.errors import MemError
-
 from tests.inside import replay
 from tests.outside import Daemon, Wire
+
+from memos_kernel import verify
+from memos_syscalls.errors import MemError
 
 ROUNDS = int(os.environ.get("MEMOS_CRASH_ROUNDS", "6"))
 WRITERS = 4

@@ -9,6 +9,10 @@ import shlex
 from typing import Any
 
 import pytest
+from rich.console import Console
+from tests.inside import Inside
+from tests.tidy.product import ROOT
+
 from memos_client import Kernel
 from memos_kernel import events as ev
 from memos_kernel.reducer import RULES
@@ -16,10 +20,6 @@ from memos_syscalls import errors, limits
 from memos_syscalls.table import TABLE, Flag, Syscall
 from memos_tools import docgen
 from memos_tools.shell import Shell
-from rich.console import Console
-
-from tests.inside import Inside
-from tests.tidy.product import ROOT
 
 UUIDS = {"$ID2": "0192f0c1-0000-7000-8000-000000000002", "$ID": "0192f0c1-0000-7000-8000-000000000001"}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from memos_client.formats import Turn
+from memos_client.ingest import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, batches_of, cube_of, guess_format, ingest
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemInvalid, MemTooLarge
-from memos_tools.formats import Turn
-from memos_tools.ingest import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, batches_of, cube_of, guess_format, ingest
 
 
 class Stub:

@@ -9,7 +9,7 @@ import pytest
 
 import memos_tools
 from memos_syscalls.errors import MemInvalid
-from memos_tools import formats
+from memos_client import formats
 
 DEMO = Path(memos_tools.__file__).parent / "data" / "conversation.json"
 MAY_8 = 1683554160 * 10**9

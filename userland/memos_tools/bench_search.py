@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from memos_client import Kernel
+from memos_client.ingest import ingest
 
 from .bench_measure import NO_MODEL, Measured, build, latencies, private, rate, settle
-from .ingest import ingest
 
 DIMS: Final = 384
 CLUSTERS: Final = 1000

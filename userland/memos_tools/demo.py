@@ -30,10 +30,9 @@ from rich.table import Table
 from rich.text import Text
 
 from memos_client import Kernel
+from memos_client.ingest import ingest
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemConflict, MemError, MemShredded, MemUnreachable
-
-from .ingest import ingest
 
 CONVERSATION: Final = Path(__file__).parent / "data" / "conversation.json"
 SECRET: Final = "4471-KITE"

@@ -29,12 +29,14 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from memos_client import ingest
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemError, MemInvalid, MemProtocol, MemUnreachable
 from memos_syscalls.table import Flag
 
-from . import ingest, render
+from . import render
 from .shell_args import COMMANDS, Command, split
+from .shell_ingest import COMMAND as INGEST
 
 RECENT_IDS_MAX: Final = 64
 """Cube ids that completion offers."""
@@ -63,7 +65,7 @@ class Shell:
         self.variables: dict[str, Any] = {}
         self.recent: list[str] = []
         self.ended = False
-        self.commands: dict[str, Command] = {**COMMANDS, ingest.COMMAND.word: ingest.COMMAND}
+        self.commands: dict[str, Command] = {**COMMANDS, INGEST.word: INGEST}
         self.builtins: dict[str, tuple[Callable[[Sequence[str]], None], str, str]] = {
             "set": (self._set, "set NAME VALUE", "Name a value; $NAME stands for it from then on."),
             "echo": (self._echo, "echo WORD…", "Print words."),
@@ -157,7 +159,7 @@ class Shell:
         self.out.file.flush()
 
     def _call(self, command: Command, words: Sequence[str]) -> m.Reply:
-        if command is ingest.COMMAND:
+        if command is INGEST:
             reply = self._ingest(command, words)
         elif Flag.STREAM in command.call.flags:
             reply = self._follow(command, words)

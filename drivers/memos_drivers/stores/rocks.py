@@ -7,6 +7,7 @@ A key or value never reaches RocksDB's own text logs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,29 +39,18 @@ def _tuned(cache: Any, family: str) -> Any:
 
 
 class RocksReader:
-    """One column family, live or as of a snapshot."""
+    """One column family, as of each call."""
 
-    __slots__ = ("_family", "_source", "get")
+    __slots__ = ("_family", "get")
 
-    def __init__(self, family: Any, snapshot: Any = None) -> None:
+    def __init__(self, family: Any) -> None:
         self._family = family
-        self._source = snapshot if snapshot is not None else family
-        self.get = family.get if snapshot is None else self._get_snapshot
-
-    def _get_snapshot(self, key: bytes) -> bytes | None:
-        try:
-            value: bytes = self._source[key]
-        except Exception as error:
-            # rocksdict's snapshots say "not there" with a bare Exception.
-            if str(error) == "key not found":
-                return None
-            raise OSError(f"RocksDB could not read: {error}") from error
-        return value
+        self.get = family.get
 
     def scan(self, prefix: bytes, start: bytes | None = None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        cursor = self._source.iter()
+        cursor = self._family.iter()
         if reverse:
-            # A key of this prefix is followed by at most 255 × 0xff less than the next prefix.
+            # A key of this prefix is followed by at most 64 bytes less than the next prefix.
             cursor.seek_for_prev(start if start is not None else prefix + b"\xff" * 64)
             step = cursor.prev
         else:
@@ -73,6 +63,65 @@ class RocksReader:
             yield key, cursor.value()
             step()
         cursor.status()
+
+
+class RocksSnapshot:
+    """One column family as of the moment this was made. Made by the thread that writes, so no write comes in between.
+
+    rocksdict's own snapshots serve `get` from their moment but scan the present (Snapshot.iter drops its read options),
+    so a cursor stands in: RocksDB pins what a cursor saw when it was made. Scans take turns at it, some rows at a time.
+    """
+
+    __slots__ = ("_cursor", "_lock", "_snapshot")
+
+    def __init__(self, family: Any) -> None:
+        self._snapshot = family.snapshot()
+        self._cursor = family.iter()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes = self._snapshot[key]
+        except Exception as error:
+            # rocksdict's snapshots say "not there" with a bare Exception.
+            if str(error) == "key not found":
+                return None
+            raise OSError(f"RocksDB could not read: {error}") from error
+        return value
+
+    def scan(self, prefix: bytes, start: bytes | None = None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        last: bytes | None = None
+        size = 4
+        while True:
+            rows = self._some(prefix, start, reverse, last, size)
+            yield from rows
+            if len(rows) < size:
+                return
+            last, size = rows[-1][0], min(2 * size, 256)
+
+    def _some(
+        self, prefix: bytes, start: bytes | None, reverse: bool, last: bytes | None, size: int
+    ) -> list[tuple[bytes, bytes]]:
+        rows: list[tuple[bytes, bytes]] = []
+        with self._lock:
+            cursor = self._cursor
+            step = cursor.prev if reverse else cursor.next
+            if last is not None:
+                (cursor.seek_for_prev if reverse else cursor.seek)(last)
+                # The cursor is pinned, so the last row is still there.
+                step()
+            elif reverse:
+                cursor.seek_for_prev(start if start is not None else prefix + b"\xff" * 64)
+            else:
+                cursor.seek(start if start is not None else prefix)
+            while len(rows) < size and cursor.valid():
+                key = cursor.key()
+                if not key.startswith(prefix):
+                    break
+                rows.append((key, cursor.value()))
+                step()
+            cursor.status()
+        return rows
 
 
 class RocksStore:
@@ -101,8 +150,7 @@ class RocksStore:
         return self._live[family]
 
     def snapshot(self, family: str) -> Reader:
-        rdict = self._families[family]
-        return RocksReader(rdict, rdict.snapshot())
+        return RocksSnapshot(self._families[family])
 
     def write(self, batch: Batch) -> None:
         raw = WriteBatch(raw_mode=True)

@@ -1,6 +1,6 @@
 """Files of conversation into cubes, so that running it twice adds nothing.
 
-    ingest(kernel, "talk.json", "chat-json", "alice/chat") -> IngestSummary(turns=240, new=240, batches=2, …)
+    kernel.ingest("talk.json", "alice/chat") -> IngestSummary(turns=240, new=240, batches=2, …)
 
 Each turn becomes one cube: content `Speaker: text [photo: caption]`, semantic type `message`, tags of its session and
 speaker, its place and source in the metadata, `valid_from` the time it was said, origin `import`, name its id in the file.
@@ -23,10 +23,8 @@ from pydantic import Field, ValidationError
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemInvalid, MemTooLarge
 from memos_syscalls.limits import CONTENT_INLINE_BYTES_MAX, NAME_CHARS_MAX, TAG_CHARS_MAX
-from memos_syscalls.table import Flag, Syscall
 
 from .formats import PARSERS, Format, Turn
-from .shell_args import Command, complaint
 
 BATCH_ITEMS_MAX: Final = 128
 BATCH_BYTES_MAX: Final = 384 * 1024
@@ -66,12 +64,6 @@ class IngestSummary(m.Reply):
     batches: int
     sessions: int
     offset: int = Field(description="The last record that holds its turns.")
-
-
-COMMAND: Final = Command(
-    Syscall(0, "mem_ingest", IngestRequest, IngestSummary, Flag.WRITE, 1, "ingest talk.json --namespace alice/chat")
-)
-"""The shell's `ingest`, parsed and explained like a syscall though it is none: it is many `mem_alloc_many`."""
 
 
 def guess_format(path: Path) -> Format:
@@ -119,7 +111,7 @@ def cube_of(turn: Turn, namespace: str, source: str) -> m.NewCube:
     try:
         return m.NewCube.model_validate(fields)
     except ValidationError as error:
-        raise MemInvalid(f"turn {turn.position} of session {turn.session}: {complaint(error)}") from error
+        raise MemInvalid(f"turn {turn.position} of session {turn.session}: {error.errors()[0]['msg']}") from error
 
 
 def batches_of(cubes: Sequence[m.NewCube]) -> Iterator[list[m.NewCube]]:
