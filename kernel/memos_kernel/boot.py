@@ -321,7 +321,7 @@ async def assemble(
     claims = [ev.decode_claim(data).epoch for data in log.claims()]
     epoch = 1 + max([head.epoch, keystore.highest_epoch, *claims])
     vault = Vault(keystore, epoch, keys.log_id, store.live(PAYLOAD))
-    segments = Segments(store, segment_keys, epoch, vault, log, keys.log_id)
+    segments = Segments(store, segment_keys, epoch, vault, log, keys.log_id, read_only=config.read_only)
     if not config.read_only:
         view = View(store.live(VIEW))
         redo_shreds(view, log, keystore, segments)  # what was erased is erased before anyone asks

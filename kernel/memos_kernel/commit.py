@@ -91,8 +91,10 @@ class Commits:
         """Why nothing more is accepted; None while the kernel works."""
         self.claim: tuple[int, bytes] | None = None
         """The claim that opens this epoch, until its first frame carries it."""
-        self.gate: deque[Callable[[], None]] | None = None
-        """While a long write has the tables to itself: the writes that wait for it."""
+        self.gate_closed = False
+        """A long write has the tables to itself."""
+        self.line: deque[Callable[[], None]] = deque()
+        """What waits for the gate, or for its turn, in order."""
         self.carrying: dict[int, list[Callable[[], None]]] = {}
         """Shreds whose keys are being destroyed, with the repeats that wait for them."""
         self.cork: Callable[[], None] = lambda: None
@@ -188,8 +190,8 @@ class Commits:
     def _checkpoint_tick(self) -> None:
         self._checkpoint_timer = None
         if self.stopped is None:
-            if self.gate is not None:
-                self.gate.append(self.checkpoint_now)
+            if self.gate_closed:
+                self.line.append(self.checkpoint_now)
             else:
                 self.checkpoint_now()
 

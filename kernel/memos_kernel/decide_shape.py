@@ -169,44 +169,55 @@ def successor(
 ) -> tuple[bytes, Draft, bytes, Private] | None:  # fmt: skip
     """The cube that replaces an erased derived one, or None when its recipe cannot be repeated without the source.
 
-    `made` holds the successors so far: erased id → (new id, content, private). `lost`: what forks lose, as in `View.heirs`.
+    `made` holds the successors so far: erased id → (new id, what it reads as, private). `lost`: what forks lose, as in
+    `View.heirs`.
     """
     version = version_of(tables, cube, cube.version)
     private = call.opener.private(cube, cube.version)
     recipe = private.recipe or {}
     if recipe.get("method") not in ("fuse", "compose"):
         return None
+    composing = recipe["method"] == "compose"
     sources: list[Source] = []
+    parts: list[bytes] = []
     tags: list[Private] = []
     lineage: list[tuple[bytes, int, int]] = []
     for source_id, at, role in version.lineage:
         if source_id in made:
             new_id, content, new_private = made[source_id]
             lineage.append((new_id, 1, role))
-            sources.append(Source(text_id(new_id), 1, content.decode(), new_private.valid_from, new_private.name, call.now))
+            parts.append(content)
             tags.append(new_private)
+            if not composing:
+                sources.append(Source(text_id(new_id), 1, content.decode(), new_private.valid_from, new_private.name, call.now))
         elif source_id not in erased and at > lost.get(source_id, 0):
             source = tables.cube(source_id)
             if source is None or source.state == lifecycle.SHREDDED:
                 continue
             try:
-                # Also for compositions: a member whose inherited content is gone is left out.
-                found = fuse_source(tables, call, source, at, source.created_time)
+                # A member whose inherited content is gone is left out.
+                part = whole_content(tables, call, source, at)
                 tags.append(call.opener.private(source, at))
             except MemShredded:
                 continue
             lineage.append((source_id, at, role))
-            sources.append(found)
+            parts.append(part)
+            if not composing:
+                sources.append(fuse_source(tables, call, source, at, source.created_time))
     if not lineage:
         return None
-    content = b"" if recipe["method"] == "compose" else _fused(call, strategies[recipe["strategy"]], sources)
-    valid_from = min((s.valid_from for s in sources if s.valid_from is not None), default=None)
+    # A composition stores nothing of its own; whoever was made from it needs what it reads as.
+    whole = b"\n".join(parts) if composing else _fused(call, strategies[recipe["strategy"]], sources)
+    content = b"" if composing else whole
+    valid_from = private.valid_from
+    if not composing:
+        valid_from = min((s.valid_from for s in sources if s.valid_from is not None), default=None)
     private = private._replace(
         args_hash=call.args_hash, valid_from=valid_from, embedding=None, note=None,
-        tags=_merge_tags(tags) if recipe["method"] == "fuse" else private.tags,
+        tags=private.tags if composing else _merge_tags(tags),
     )  # fmt: skip
     new_id, draft = new_cube(call, cube.namespace, content, private, expires_at=cube.expires_at, lineage=lineage)
-    return new_id, draft, content, private
+    return new_id, draft, whole, private
 
 
 def decide_shred(strategies: dict[str, Strategy]) -> Callable[[Tables, Call], Decision]:

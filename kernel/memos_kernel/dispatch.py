@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -64,6 +64,8 @@ STREAMS: Final = frozenset(call.number for call in TABLE if call.flags & Flag.ST
 LONGS: Final = frozenset(call.number for call in TABLE if call.flags & Flag.LONG)
 SPARE_SLOTS: Final = 8
 """Key slots that a decision may need beside one for each content."""
+WRITES_SECONDS: Final = 0.001
+"""Share of a turn of the loop that decisions may take."""
 LONG_ITEMS: Final = 48
 LONG_BYTES: Final = limits.PAYLOAD_CHUNK_BYTES // 2
 """Decisions over more items or longer contents run in a thread, so that no turn of the loop grows long."""
@@ -96,6 +98,8 @@ class Kernel(Commits):
         """Offset at which this kernel began to serve."""
         self.connections: Callable[[], int] = lambda: 0
         self.long_reads = LongReads(self.spawn)
+        self._turn_until = 0.0
+        self._going_on = False
         self._timers: list[asyncio.TimerHandle] = []
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ class Kernel(Commits):
         for timer in self._timers:
             timer.cancel()
         if self.stopped is None and not self.read_only:
-            while self.gate is not None:  # noqa: ASYNC110  # Once in a life; an event would be one more thing to keep right.
+            while self.gate_closed or self.line:  # noqa: ASYNC110  # Once in a life; an event would be one more to keep right.
                 await asyncio.sleep(0.01)
             self.stopped = STOPPING
             self.checkpoint_now()
@@ -200,10 +204,36 @@ class Kernel(Commits):
         if self.disk_full and write.turn.syscall.name not in ("mem_free", "mem_shred"):
             raise MemNoSpace("the disk that holds the data directory is nearly full")
         write.contents = contents_of(write.request, mapped)
-        if self.gate is not None:
-            self.gate.append(lambda: self._guarded(write.turn, lambda: self._write_now(write)))
+        if self.line or self.gate_closed or self._turn_is_spent():
+            self.line.append(lambda: self._guarded(write.turn, lambda: self._write_now(write)))
+            self._go_on()
             return
         self._write_now(write)
+
+    def _turn_is_spent(self) -> bool:
+        """Whether writes had their share of this turn of the loop; reads are served whatever writes there are."""
+        now = perf_counter()
+        if not self._turn_until:
+            self._turn_until = now + WRITES_SECONDS
+            self.loop.call_soon(self._end_turn)
+        return now > self._turn_until
+
+    def _end_turn(self) -> None:
+        self._turn_until = 0.0
+
+    def _go_on(self) -> None:
+        if not self._going_on and not self.gate_closed:
+            self._going_on = True
+            self.loop.call_soon(self._next_in_line)
+
+    def _next_in_line(self) -> None:
+        """Writes that waited, for their share of a turn."""
+        self._going_on = False
+        until = perf_counter() + WRITES_SECONDS
+        while self.line and not self.gate_closed and perf_counter() < until:
+            self.line.popleft()()
+        if self.line:
+            self._go_on()
 
     def _write_now(self, write: Write) -> None:
         """Authorise, decide, append and apply, now or behind the gate."""
@@ -259,7 +289,7 @@ class Kernel(Commits):
 
     def _begin_long(self, write: Write) -> None:
         """Close the gate and give a write the tables to itself."""
-        self.gate = deque()
+        self.gate_closed = True
         write.turn.cancel = Abandoned(write.turn)
         self.spawn(self._write_long(write))
 
@@ -289,12 +319,8 @@ class Kernel(Commits):
             self.unexpected(turn, error)
             self._drop()
         finally:
-            waiting, self.gate = self.gate or deque[Callable[[], None]](), None
-            while waiting:
-                if self.gate is not None:
-                    self.gate.extend(waiting)
-                    break
-                waiting.popleft()()
+            self.gate_closed = False
+            self._go_on()
 
     async def _decide_long(self, write: Write, time: int) -> tuple[Decision, Sealed]:
         decide = self.decisions[type(write.request)]
@@ -385,7 +411,7 @@ class Kernel(Commits):
 
     def tick(self) -> None:
         """Once a second: record the lives that ran out."""
-        if self.stopped is not None or self.read_only or self.gate is not None:
+        if self.stopped is not None or self.read_only or self.gate_closed:
             return
         decision = decide_expired(self.tables, self.clock.now(), EXPIRIES_PER_RECORD)
         if decision is not None:

@@ -50,7 +50,10 @@ Key = tuple[bytes, int]
 class Segments:
     """Owned by the effects' thread; `blind` runs in the flusher, and the lock is for that."""
 
-    def __init__(self, store: Store, keys: KeyStore, epoch: int, vault: Vault, log: EventLog, log_id: bytes) -> None:
+    def __init__(
+        self, store: Store, keys: KeyStore, epoch: int, vault: Vault, log: EventLog, log_id: bytes, *, read_only: bool = False
+    ) -> None:
+        self._read_only = read_only
         self._store = store
         self._rows = store.live(INDEX)
         self._keys = keys
@@ -79,12 +82,14 @@ class Segments:
 
     @property
     def due(self) -> bool:
-        return len(self._unsealed) >= limits.SEGMENT_CUBES_MAX
+        return len(self._unsealed) >= limits.SEGMENT_CUBES_MAX and not self._read_only
 
     # -- sealing -----------------------------------------------------------------------------------------------------
 
     def seal(self, index: PlaintextIndex, view: View, everything: bool = False) -> None:
-        """Write full segments; with `everything` also a last one that is not full."""
+        """Write full segments; with `everything` also a last one that is not full. Nothing for a read-only store."""
+        if self._read_only:
+            return
         while len(self._unsealed) >= limits.SEGMENT_CUBES_MAX or (everything and self._unsealed):
             with self._lock:
                 keys = list(self._unsealed)[: limits.SEGMENT_CUBES_MAX]
@@ -188,6 +193,8 @@ class Segments:
 
     def keep_vector(self, view: View, index: PlaintextIndex, cube_id: bytes, version: int) -> None:
         """Store a vector that was just set, under its cube's key; none is stored for a cube whose key is gone."""
+        if self._read_only:
+            return
         cube = view.cube(cube_id)
         found = view.version(cube, version) if cube is not None else None
         if found is None:

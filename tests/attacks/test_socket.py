@@ -13,12 +13,12 @@ from typing import Any
 
 import msgpack
 import pytest
+from tests.outside import Daemon, Wire
+
 from memos_kernel.fds import sealed_memfd
 from memos_syscalls import limits, wire
 from memos_syscalls.errors import MemProtocol, MemTooLarge
 from memos_syscalls.table import BY_NAME, TABLE
-
-from tests.outside import Daemon, Wire
 
 PROTOCOL = MemProtocol.number
 
@@ -150,9 +150,13 @@ def junk(chance: random.Random, depth: int = 0) -> Any:
         case 5:
             return bytes(chance.randrange(256) for _ in range(chance.randrange(40)))
         case 6:
-            return chance.choice(["018bcfe5-6800-733b-8000-000996285666", "018BCFE5-6800-733B-8000-000996285666", "018bcfe5" * 4])
+            return chance.choice(
+                ["018bcfe5-6800-733b-8000-000996285666", "018BCFE5-6800-733B-8000-000996285666", "018bcfe5" * 4]
+            )
         case 7:
-            return chance.choice(["2026-01-01T00:00:00Z", "2026-13-01", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"])
+            return chance.choice(
+                ["2026-01-01T00:00:00Z", "2026-13-01", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"]
+            )
         case 8:
             return chance.choice(["plaintext", "lexical", "dense", "rebuild", "merge", "timeline", "expired", "header"])
         case 9:
@@ -204,13 +208,13 @@ def test_random_bytes_never_harm(daemon: Daemon) -> None:
 
 
 def test_half_a_frame_and_silence_holds_nobody_up(daemon: Daemon, others_are_served: Wire) -> None:
-    wires = [Wire(daemon.socket) for _ in range(20)]
-    for wire in wires:
-        wire.send(wire.request("sys_info")[:-1])
+    halves = [Wire(daemon.socket) for _ in range(20)]
+    for half in halves:
+        half.send(half.request("sys_info")[:-1])
     strangers = [Wire(daemon.socket, hello=False) for _ in range(20)]
     assert others_are_served.call("sys_info")["abi"] == 1
-    for wire in [*wires, *strangers]:
-        wire.close()
+    for connection in [*halves, *strangers]:
+        connection.close()
 
 
 def test_a_frame_sent_byte_by_byte_is_served(daemon: Daemon) -> None:
@@ -255,12 +259,12 @@ def test_a_client_that_never_reads_does_not_fill_the_kernels_memory(daemon: Daem
 
 
 def test_a_thousand_connections_are_served_and_let_go(daemon: Daemon, others_are_served: Wire) -> None:
-    wires = [Wire(daemon.socket) for _ in range(1000)]
-    for wire in wires:
-        wire.send(wire.request("mem_list", name="kept"))
-    for wire in wires:
-        assert wire.answer(wire.last_id)["cubes"]
-        wire.close()
+    many = [Wire(daemon.socket) for _ in range(1000)]
+    for one in many:
+        one.send(one.request("mem_list", name="kept"))
+    for one in many:
+        assert one.answer(one.last_id)["cubes"]
+        one.close()
     assert others_are_served.call("sys_stats")["connections"] < 1000
 
 
@@ -307,7 +311,14 @@ def test_a_descriptor_that_is_not_a_sealed_memfd_is_refused(daemon: Daemon) -> N
     with Wire(daemon.socket) as wire, tempfile.TemporaryFile() as file, socket.socket() as sock:
         file.write(b"content")
         file.flush()
-        for fd in (file.fileno(), unsealed, sock.fileno(), pipe[0], os.open("/dev/zero", os.O_RDONLY), os.open("/", os.O_RDONLY)):
+        for fd in (
+            file.fileno(),
+            unsealed,
+            sock.fileno(),
+            pipe[0],
+            os.open("/dev/zero", os.O_RDONLY),
+            os.open("/", os.O_RDONLY),
+        ):
             wire.send(wire.request("mem_alloc", namespace="fds", fd=0), [fd])
             _id, _status, error = wire.receive()
             assert error["errno"] == "EINVAL", error

@@ -69,7 +69,7 @@ class StoreSuite(abc.ABC):
         store.sync()
         assert store.live(family).get(b"k") == value
         assert store.snapshot(family).get(b"k") == value
-        assert [row for row in store.live(family).scan(b"k")] == [(b"k", value)]
+        assert list(store.live(family).scan(b"k")) == [(b"k", value)]
 
     def test_a_batch_is_applied_in_order_and_deletes(self, store: Store) -> None:
         store.write(batch((VIEW, b"a", b"1"), (VIEW, b"a", b"2"), (VIEW, b"b", b"1"), (VIEW, b"b", None), (VIEW, b"c", None),

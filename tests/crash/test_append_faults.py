@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.inside import Inside, replay
@@ -32,7 +33,7 @@ def test_an_append_that_fails_stops_the_kernel_and_answers_nobody(fault: str) ->
         before = k("mem_alloc", namespace="alice", content="before")["cube_id"]
         memory_log(k).faults.append(fault)
         calls = [k.submit("mem_alloc", namespace="alice", content=f"{n}", request_id=f"r{n}") for n in range(3)]
-        assert all([silence(k, call) for call in calls])
+        assert [silence(k, call) for call in calls] == [True] * 3
         assert len(k.fatal) == 1 and "injected" in k.fatal[0]
         refused = k.submit("mem_alloc", namespace="alice", content="after")
         k.run(0.05)
@@ -81,19 +82,21 @@ def memory(store: Store) -> EventLog:
 
 @pytest.mark.parametrize("where", [fail_in_store, fail_in_log])
 @pytest.mark.parametrize("call", ["mem_alloc", "mem_alloc_many", "mem_alloc_large", "mem_fork", "mem_shred"])
-def test_whatever_the_call_a_failing_disk_stops_the_kernel_and_loses_nothing_acknowledged(where: Callable[[Inside], None], call: str) -> None:
+def test_whatever_the_call_a_failing_disk_stops_the_kernel_and_loses_nothing_acknowledged(
+    where: Callable[[Inside], None], call: str
+) -> None:
     with Inside(log_of=memory) as k:
         cube = k("mem_alloc", namespace="alice", content="kept")["cube_id"]
         k.run(0.05)
         where(k)
-        args: dict[str, object] = {
+        arguments: dict[str, dict[str, Any]] = {
             "mem_alloc": {"namespace": "alice", "content": "x"},
             "mem_alloc_many": {"items": [{"namespace": "alice", "content": f"{n}"} for n in range(100)]},
             "mem_alloc_large": {"namespace": "alice", "content": "x" * 900_000},
             "mem_fork": {"namespace": "alice", "to": "copy"},
             "mem_shred": {"cube_id": cube, "cascade": "shred"},
-        }[call]
-        future = k.submit("mem_alloc" if call == "mem_alloc_large" else call, **args)
+        }
+        future = k.submit("mem_alloc" if call == "mem_alloc_large" else call, **arguments[call])
         k.run(0.3)
         if future.done():
             # Large content is stored before its record: that failure is an error of the call alone, and nothing happened.

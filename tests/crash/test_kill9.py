@@ -2,7 +2,8 @@
 
 Several writers pipeline calls over bare connections; each call has a request id, and each acknowledgement is written to a
 file of ours, synced, before it counts. At a random moment the kernel is killed. After the restart every call whose
-answer did not come is looked up and then repeated under its id, and must agree with what was found. MEMOS_CRASH_ROUNDS sets how often.
+answer did not come is looked up and then repeated under its id, and must agree with what was found.
+MEMOS_CRASH_ROUNDS sets how often.
 """
 
 from __future__ import annotations

@@ -19,7 +19,12 @@ def test_a_large_write_to_a_shredded_cube_is_refused(k: Inside) -> None:
 
 
 def test_large_content_reads_back(k: Inside) -> None:
-    for size in (limits.PAYLOAD_INLINE_BYTES_MAX, limits.PAYLOAD_CHUNK_BYTES, limits.PAYLOAD_CHUNK_BYTES + 1, limits.CONTENT_INLINE_BYTES_MAX):
+    for size in (
+        limits.PAYLOAD_INLINE_BYTES_MAX,
+        limits.PAYLOAD_CHUNK_BYTES,
+        limits.PAYLOAD_CHUNK_BYTES + 1,
+        limits.CONTENT_INLINE_BYTES_MAX,
+    ):
         content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
         cube = k("mem_alloc", namespace="alice", content=content)["cube_id"]
         assert k("mem_read", cube_id=cube)["content"] == content
@@ -99,9 +104,8 @@ def test_a_read_on_the_same_connection_sees_the_write_before_it(k: Inside) -> No
 
 
 def test_keys_that_no_record_names_do_not_outlive_their_epoch(k: Inside) -> None:
-    for n in range(5):
-        cube = k("mem_alloc", namespace="alice", content=f"{n}")["cube_id"]
-    k("mem_shred", cube_id=cube)
+    cubes = [k("mem_alloc", namespace="alice", content=f"{n}")["cube_id"] for n in range(5)]
+    k("mem_shred", cube_id=cubes[-1])
     k.crash()
     assert len(list(k.keystores[0].live_slots(1))) == 4
     k("mem_alloc", namespace="alice", content="more")

@@ -153,3 +153,21 @@ def test_what_is_made_from_a_forks_own_version_outlives_the_source(k: Inside) ->
     composed = k("mem_compose", cube_ids=[copies[source]], namespace="copy")["cube_id"]
     k("mem_shred", cube_id=source)
     assert content(k, composed) == "Its own words."
+
+
+def test_a_fused_composition_is_rebuilt_with_the_members_that_remain(k: Inside) -> None:
+    erased, kept, other = alloc(k, "One fact."), alloc(k, "Another thing."), alloc(k, "A third matter.")
+    composed = k("mem_compose", cube_ids=[erased, kept], namespace="alice")["cube_id"]
+    fused = k("mem_fuse", cube_ids=[composed, other], strategy="dedupe")["cube_id"]
+    report = k("mem_shred", cube_id=erased)["report"]
+    rebuilt = {entry["replaces"]: entry["cube_id"] for entry in report["rebuilt"]}
+    assert content(k, rebuilt[composed]) == "Another thing."
+    assert content(k, rebuilt[fused]).splitlines() == ["Another thing.", "A third matter."]
+
+
+def test_a_composition_with_bytes_in_it_does_not_hold_up_the_erasure_of_a_member(k: Inside) -> None:
+    raw, text = alloc(k, b"\xff\xfe"), alloc(k, "One fact.")
+    composed = k("mem_compose", cube_ids=[raw, text], namespace="alice")["cube_id"]
+    report = k("mem_shred", cube_id=text)["report"]
+    assert [entry["replaces"] for entry in report["rebuilt"]] == [composed]
+    assert k("mem_read", cube_id=report["rebuilt"][0]["cube_id"])["content"] == b"\xff\xfe"

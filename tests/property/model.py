@@ -31,6 +31,8 @@ class Ver:
     lineage: tuple[tuple[str, int], ...] = ()
     recipe: str | None = None
     """None, `compose`, or the strategy of a fusion."""
+    raw: bool = False
+    """A composition that had bytes in it when it was made: it reads as bytes ever after."""
 
 
 @dataclass
@@ -107,6 +109,12 @@ class Model:
     def state(self, cube: Cube, now: int) -> str:
         return effective(cube.state, cube.expires_at, now)
 
+    def may_read(self, caller: Caller, ver: Ver) -> bool:
+        """Whether a composition holds nothing that is hidden from the caller."""
+        return ver.recipe != "compose" or all(
+            self.sees(caller, self.cubes[c].namespace) and self.may_read(caller, self.cubes[c].versions[v - 1]) for c, v in ver.lineage
+        )
+
     def text(self, ver: Ver) -> str | bytes | None:
         """What a read of a version returns; None when it is erased."""
         if ver.key in self.dead or ver.header_key in self.dead:
@@ -116,9 +124,10 @@ class Model:
         parts = [self.text(self.cubes[c].versions[v - 1]) for c, v in ver.lineage]
         if any(part is None for part in parts):
             return None
-        return "\n".join(part.decode() if isinstance(part, bytes) else part for part in parts if part is not None)
+        whole = b"\n".join(part if isinstance(part, bytes) else part.encode() for part in parts if part is not None)
+        return whole if ver.raw else whole.decode()
 
-    def read(self, cube_id: str, now: int, version: int | None = None, at: int | None = None) -> str | bytes | tuple[str]:
+    def read(self, caller: Caller, cube_id: str, now: int, version: int | None = None, at: int | None = None) -> str | bytes | tuple[str]:
         """The content, or the errno in a tuple. The caller may see the cube."""
         cube = self.cubes[cube_id]
         state, number, when = cube.state, cube.live.number, now
@@ -137,6 +146,8 @@ class Model:
         if effective(state, ver.expires_at, when) == "expired" and version is None:
             return ("ENOENT",)
         found = self.text(ver)
+        if not self.may_read(caller, ver):
+            return ("ENOENT ESHREDDED",)
         return ("ESHREDDED",) if found is None else found
 
     def listed(self, caller: Caller, namespace: str | None, now: int, at: int | None, state: str | None) -> list[str]:
@@ -169,9 +180,9 @@ class Model:
                 number, recorded, _into = self.past[at].cubes[cube.cube_id]
                 ver, when = cube.versions[number - 1], self.past[at].time
             text = self.text(ver)
-            if effective(recorded, ver.expires_at, when) in SEARCHABLE and isinstance(text, str) and ver.recipe != "compose":
-                if word in text:
-                    found.append((cube.cube_id, ver.number))
+            findable = effective(recorded, ver.expires_at, when) in SEARCHABLE and ver.recipe != "compose"
+            if findable and isinstance(text, str) and word in text:
+                found.append((cube.cube_id, ver.number))
         return sorted(found)
 
     @staticmethod
@@ -298,7 +309,9 @@ class Model:
         for cube in derived:
             if cube.cube_id in rebuilt:
                 new_id, live = rebuilt[cube.cube_id], cube.live
-                lineage = [(rebuilt[s], 1) if s in rebuilt else (s, v) for s, v in live.lineage if s in rebuilt or s not in gone]
+                lineage = [
+                    (rebuilt[s], 1) if s in rebuilt else (s, v) for s, v in live.lineage if s in rebuilt or s not in gone
+                ]
                 content = "" if live.recipe == "compose" else self.fused_text(str(live.recipe), lineage)
                 tags = tuple(dict.fromkeys(t for s, v in lineage for t in self.cubes[s].versions[v - 1].tags))
                 self.cubes[new_id] = Cube(

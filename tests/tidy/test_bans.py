@@ -39,7 +39,8 @@ def test_nothing_runs_text_as_code() -> None:
 
 
 def test_only_commit_appends_to_the_log() -> None:
-    found = {(module, what.rpartition(".")[2]) for module, _place, what in calls() if what.rpartition(".")[2] in ("begin", "finish")}
+    found = {(module, what.rpartition(".")[2]) for module, _place, what in calls()}
+    found = {(module, what) for module, what in found if what in ("begin", "finish")}
     assert found == {("memos_kernel.commit", "begin"), ("memos_kernel.commit", "finish")}
 
 
@@ -51,7 +52,7 @@ def test_no_error_is_swallowed() -> None:
                 continue
             if node.type is None:
                 wrong.append(f"{module.at(node)}: a bare except; name what is expected")
-            if all(isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in node.body):
+            if all(isinstance(s, (ast.Pass, ast.Expr)) and not isinstance(getattr(s, "value", None), ast.Call) for s in node.body):
                 wrong.append(f"{module.at(node)}: an error is dropped; handle it, or let it rise")
     assert wrong == []
 
@@ -79,8 +80,8 @@ def test_nothing_pretends() -> None:
     words = re.compile(r"placeholder|\bTO" r"DO\b|\bFIX" r"ME\b|\bXX" r"X\b|NotImplementedError|not (yet )?implemented", re.I)
     wrong: list[str] = []
     for module in modules():
-        lines = module.path.read_text(encoding="utf-8").splitlines()
-        wrong += [f"{module.path.relative_to(ROOT)}:{n}: {line.strip()}" for n, line in enumerate(lines, 1) if words.search(line)]
+        name, lines = module.path.relative_to(ROOT), module.path.read_text(encoding="utf-8").splitlines()
+        wrong += [f"{name}:{n}: {line.strip()}" for n, line in enumerate(lines, 1) if words.search(line)]
     assert wrong == []
 
 

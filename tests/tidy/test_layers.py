@@ -30,8 +30,8 @@ PURE = (
 PURE_MAY_USE = {*PURE, "crypto", "chain"}
 """Of the kernel's modules; the two others are pure but for a signing key that they are given."""
 WORLD = {
-    "time", "random", "uuid", "os", "asyncio", "socket", "secrets", "datetime", "threading", "subprocess", "rocksdict", "pathlib",
-    "io", "tempfile", "queue", "concurrent", "logging", "uvloop",
+    "time", "random", "uuid", "os", "asyncio", "socket", "secrets", "datetime", "threading", "subprocess", "rocksdict",
+    "pathlib", "io", "tempfile", "queue", "concurrent", "logging", "uvloop",
 }  # fmt: skip
 
 KNOWN = {module.name for module in modules()}

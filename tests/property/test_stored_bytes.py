@@ -1,0 +1,178 @@
+"""Stored bytes, damaged in any way: decoding gives what was written or raises `Damaged`, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.inside import Inside
+
+from memos_drivers.stores.memory import MemoryReader
+from memos_kernel import answers, crypto, private
+from memos_kernel import events as ev
+from memos_kernel.eventlog.base import records
+from memos_kernel.events import Damaged
+from memos_kernel.private import Private
+from memos_kernel.reducer import apply
+from memos_kernel.state import Tables
+from memos_kernel.upcast import current
+
+
+@pytest.fixture(scope="module")
+def log() -> dict[str, list[bytes]]:
+    """Frames, records and claims of a log with every event in it, and a receipt."""
+    with Inside() as k:
+        a = k("mem_alloc", namespace="alice", content="one", tags=["t"], metadata={"a": [1, {"b": 2}]}, ttl_s=5)["cube_id"]
+        b = k("mem_alloc", namespace="alice", content="two")["cube_id"]
+        c = k("mem_alloc", namespace="alice", content="three")["cube_id"]
+        k("mem_write", cube_id=b, content="two again")
+        k("mem_freeze", cube_id=b)
+        k("mem_thaw", cube_id=b)
+        fused = k("mem_fuse", cube_ids=[b, c], strategy="merge")["cube_id"]
+        k("mem_unfuse", cube_id=fused)
+        k("mem_fork", namespace="alice", to="copy")
+        receipt = k("mem_shred", cube_id=c)["report"]["receipt"]
+        k.clock.advance(6)  # type: ignore[attr-defined]  # pyright: ignore
+        k.tick()
+        assert k.refusal("mem_read", cube_id=a) == "ENOENT"
+        k.reopen()
+        names = {event.name for _raw, record in records(k.log) for event in record.events}
+        assert names == set(ev.EVENTS)
+        return {
+            "frame": list(k.log.frames(0)), "record": [raw for raw, _record in records(k.log)],
+            "claim": list(k.log.claims()), "receipt": [receipt],
+        }  # fmt: skip
+
+
+DECODERS: dict[str, Callable[[bytes], Any]] = {
+    "frame": ev.decode_frame, "record": ev.decode_record, "claim": ev.decode_claim, "receipt": answers.read_receipt,
+}  # fmt: skip
+
+
+def damage(data: bytes, draw: Callable[[Any], Any]) -> bytes:
+    """Bytes changed, cut, doubled or exchanged at random."""
+    changed = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        if not changed:
+            break
+        at = draw(st.integers(0, len(changed) - 1))
+        match draw(st.integers(0, 3)):
+            case 0:
+                changed[at] = draw(st.integers(0, 255))
+            case 1:
+                del changed[at : at + draw(st.integers(1, 20))]
+            case 2:
+                changed[at:at] = draw(st.binary(min_size=1, max_size=8))
+            case _:
+                del changed[at:]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_stored_bytes_decode_and_encode_to_themselves(kind: str, log: dict[str, list[bytes]]) -> None:
+    for data in log[kind]:
+        found = DECODERS[kind](data)
+        assert ev.pack(found) == data
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@settings(max_examples=150)
+@given(data=st.data())
+def test_damaged_bytes_decode_or_are_called_damaged(kind: str, log: dict[str, list[bytes]], data: st.DataObject) -> None:
+    changed = damage(data.draw(st.sampled_from(log[kind])), data.draw)
+    try:
+        DECODERS[kind](changed)
+    except Damaged as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@given(data=st.binary(max_size=300))
+def test_any_bytes_decode_or_are_called_damaged(kind: str, data: bytes) -> None:
+    try:
+        DECODERS[kind](data)
+    except Damaged as error:
+        assert str(error)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_damaged_record_applies_or_is_called_damaged(log: dict[str, list[bytes]], data: st.DataObject) -> None:
+    """A record that decodes but means nothing must not pass as anything but damage."""
+    at = data.draw(st.integers(0, len(log["record"]) - 1))
+    tables = Tables(MemoryReader(), 0)
+    for raw in log["record"][:at]:
+        apply(tables, current(ev.decode_record(raw)))
+    changed = damage(log["record"][at], data.draw)
+    try:
+        apply(tables, current(ev.decode_record(changed)))
+    except Damaged as error:
+        assert str(error)
+
+
+@given(st.data())
+def test_a_changed_frame_fails_its_mac(data: st.DataObject) -> None:
+    key = data.draw(st.binary(min_size=32, max_size=32))
+    frame = ev.encode_frame(key, b"l" * 16, 1, b"c" * 16, 0, bytes(32), data.draw(st.lists(st.binary(max_size=50), max_size=4)))
+    assert ev.frame_mac_ok(key, frame)
+    at = data.draw(st.integers(0, len(frame) - 1))
+    bit = 1 << data.draw(st.integers(0, 7))
+    changed = frame[:at] + bytes([frame[at] ^ bit]) + frame[at + 1 :]
+    # The two bytes that announce the MAC are not covered by it, but decoding insists on them.
+    announces = len(frame) - 34 <= at < len(frame) - 32
+    assert not ev.frame_mac_ok(key, changed) or announces
+    if announces:
+        with pytest.raises(Damaged):
+            ev.decode_frame(changed)
+
+
+privates = st.builds(
+    Private, st.binary(min_size=32, max_size=32), name=st.none() | st.text(max_size=20), tags=st.lists(st.text(max_size=8), max_size=3),
+    metadata=st.dictionaries(st.text(max_size=5), st.integers(0, 9) | st.floats(allow_nan=False), max_size=3),
+    valid_from=st.none() | st.integers(-(2**63), 2**63 - 1), embedding=st.none() | st.binary(max_size=16), recipe=st.none(),
+)  # fmt: skip
+
+
+@given(privates)
+def test_a_private_part_comes_out_as_it_went_in(part: Private) -> None:
+    assert private.decode(private.encode(part)) == part
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_private_part_or_called_damaged(data: bytes) -> None:
+    try:
+        private.decode(data)
+    except Damaged as error:
+        assert str(error)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**31), 2**31) | st.floats(allow_nan=False) | st.text(max_size=8) | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=6), values, max_size=4), st.randoms())
+def test_the_hash_of_arguments_does_not_depend_on_the_order_of_keys(args: dict[str, Any], chance: Any) -> None:
+    def shuffled(value: Any) -> Any:
+        if isinstance(value, dict):
+            keys = list(value)
+            chance.shuffle(keys)
+            return {key: shuffled(value[key]) for key in keys}
+        return [shuffled(item) for item in value] if isinstance(value, list) else value
+
+    assert private.args_hash(16, args, None) == private.args_hash(16, shuffled(args), None)
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(max_size=3000), st.integers(1, 1000))
+def test_chunks_open_in_order_and_whole_or_not_at_all(key: bytes, content: bytes, step: int) -> None:
+    pieces = [content[at : at + step] for at in range(0, max(len(content), 1), step)]
+    sealed = list(crypto.seal_chunks(key, b"l" * 16, b"p" * 16, pieces))
+    assert crypto.open_chunks(key, b"l" * 16, b"p" * 16, sealed) == content
+    for wrong in (sealed[:-1], sealed[::-1] if len(sealed) > 1 else [], [*sealed, sealed[-1]]):
+        if wrong:
+            with pytest.raises(crypto.Undecryptable):
+                crypto.open_chunks(key, b"l" * 16, b"p" * 16, wrong)
