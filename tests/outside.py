@@ -18,12 +18,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import msgpack
+
 from memos_syscalls import limits, wire
 from memos_syscalls.errors import MemError, from_wire
 from memos_syscalls.table import BY_NAME
 
 START_SECONDS: Final = 30.0
 HELLO: Final = BY_NAME["sys_hello"].number
+
+
+_packer = msgpack.Packer(use_bin_type=True)
+
+
+def packed(value: Any) -> bytes:
+    """MessagePack of anything, sensible or not."""
+    data: bytes = _packer.pack(value)
+    return data
 
 
 class Daemon:

@@ -27,7 +27,8 @@ from .chain import Chain, LogKeys
 from .clock import Clock, RealClock
 from .commit import shred_slots
 from .config import Config
-from .decide_shape import Strategy, decisions
+from .decide_shape import Strategy
+from .decide_shred import decisions
 from .dispatch import Kernel
 from .effects import Effects
 from .eventlog.base import EventLog, records

@@ -241,11 +241,9 @@ class Commits:
             self.fatal(f"appending at offset {first.record.seq} failed", error)
             return
         where = Durable(record.seq, last.hash, digest, record.time)
-        self.in_thread(lambda: self.log.finish(append), lambda error: self._committed(entries, merged, where, error))
+        self.in_thread(lambda: self.log.finish(append), lambda error: self._committed(entries, where, error))
 
-    def _committed(
-        self, entries: list[Entry], changes: dict[bytes, bytes | None], where: Durable, error: BaseException | None
-    ) -> None:
+    def _committed(self, entries: list[Entry], where: Durable, error: BaseException | None) -> None:
         if error is not None:
             self.fatal(f"the log could not make offset {where.seq} durable", error)
             return
@@ -254,7 +252,8 @@ class Commits:
         self.commits += 1
         self._last_commit = self.loop.time()
         self.committed_records += len(entries)
-        self.tables.settle(changes)
+        for entry in entries:
+            self.tables.settle(entry.changes)
         pending = self.vault.pending_payloads
         if pending:
             for entry in entries:

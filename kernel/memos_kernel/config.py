@@ -10,6 +10,8 @@ from pathlib import Path
 
 from memos_syscalls import limits
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 class BadConfig(Exception):
     """A setting is wrong; the message names it and says what it may be."""
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--read-only", action="store_true", default=None, help="serve what is there, append nothing")
     p.add_argument("--accept-clock", action="store_true", default=None, help="start although the clock disagrees with the log")
     p.add_argument("--rebuild-indexes", action="store_true", default=None, help="drop the search indexes and make them anew")
-    p.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    p.add_argument("--log-level", choices=LOG_LEVELS)
     p.add_argument("--check", action="store_true", help="check the configuration and exit")
     return p
 
@@ -89,6 +91,12 @@ def load(arguments: argparse.Namespace, environment: dict[str, str]) -> Config:
 
 
 def _checked(values: dict[str, object]) -> Config:
+    for name, value in values.items():
+        wanted = (bool, str) if name in _FLAGS else (int, str) if name == "disk_reserve_mb" else (str, Path)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and name not in _FLAGS):
+            raise BadConfig(f"{name} cannot be {value!r}")
+    if values.get("log_level", "info") not in LOG_LEVELS:
+        raise BadConfig(f"log_level is one of {', '.join(LOG_LEVELS)}, not {values['log_level']!r}")
     for name in _PATHS:
         if name in values:
             values[name] = Path(str(values[name])).absolute()

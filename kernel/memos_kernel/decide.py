@@ -41,6 +41,10 @@ class Opener(Protocol):
 
     def content(self, cube: Cube, version: int) -> bytes: ...
 
+    def alive(self, cube: Cube, version: int) -> bool:
+        """Whether the keys of a version's private part and content exist."""
+        ...
+
 
 class Call(NamedTuple):
     """One mutating call, decoded and with everything a decision may depend on."""
@@ -210,6 +214,9 @@ def decide_write(tables: Tables, call: Call) -> Decision:
         # New content is no longer what the recipe made.
         payload, lineage = NewPayload(call.contents[0], slot), []
         private = private._replace(encoding=encoding_of(request), embedding=None, recipe=None)
+    elif base.payload_slot != slot:
+        # A vector says much of a content; the content's key is not ours, so neither is the vector.
+        private = private._replace(embedding=None)
     if request.embedding is not None:
         private = private._replace(embedding=float32_bytes(request.embedding))
     expires_at = expires(call.now, request.ttl_s) if "ttl_s" in given else cube.expires_at
@@ -226,6 +233,8 @@ def decide_rollback(tables: Tables, call: Call) -> Decision:
     private = call.opener.private(cube, request.to_version)
     slot = cube.slot or call.fresh.slot()
     private = private._replace(args_hash=call.args_hash, note=request.actor_note)
+    if base.payload_slot != slot:
+        private = private._replace(embedding=None)
     fields = [cube.cube_id, cube.version + 1, cube.expires_at, payload_ref(base), slot, base.lineage, request.to_version]
     return Decision([Draft(ev.WRITTEN, fields, private, slot)])
 

@@ -43,7 +43,7 @@ from .chain import Chain, LogKeys, Sealed
 from .clock import Clock
 from .commit import LOW_SLOTS, STOPPING, Commits, damaged
 from .decide import Call, Decision, decide_expired
-from .decide_shape import Decisions
+from .decide_shred import Decisions
 from .effects import Effects
 from .eventlog.base import EventLog, record_at
 from .events import Damaged, Record, Slot
@@ -253,8 +253,13 @@ class Kernel(Commits):
             decision = self.decisions[type(request)](self.tables, self._decidable(write, time, Fresh(self.vault, time)))
             sealed = self._seal(write, decision, time)
         except OutOfSlots:
+            self.vault.given_up()
             self._begin_long(write)
             return
+        except Exception:
+            self.vault.given_up()
+            raise
+        self.vault.kept()
         self.push(sealed, write.turn, decision)
 
     def _decidable(self, write: Write, time: int, fresh: Fresh, contents: list[Any] | None = None) -> Call:
@@ -306,6 +311,7 @@ class Kernel(Commits):
                 self._drop()
                 turn.fail(MemAgain(self.stopped or "the call was given up"))
                 return
+            self.vault.kept()
             turn.appended = True
             await asyncio.to_thread(apply, self.tables, sealed.record)
             self.enqueue(sealed, turn, decision)
@@ -325,7 +331,7 @@ class Kernel(Commits):
     async def _decide_long(self, write: Write, time: int) -> tuple[Decision, Sealed]:
         decide = self.decisions[type(write.request)]
         contents, given = write.contents, None
-        if len(contents) == 1 and crypto.is_chunked(len(contents[0])):
+        if isinstance(write.request, (m.MemAlloc, m.MemWrite)) and contents and crypto.is_chunked(len(contents[0])):
             given = self._slot_for(write.request)
             # Refused now rather than after its content was stored: a decision has no effects, so it can be tried.
             await asyncio.to_thread(write.args_hash)
@@ -341,8 +347,9 @@ class Kernel(Commits):
         return await asyncio.to_thread(in_thread)
 
     def _drop(self) -> None:
-        """Forget payloads of a decision that was not applied."""
+        """Forget what a decision made that was not applied."""
         self.tables.payloads.clear()
+        self.vault.given_up()
 
     def _slot_for(self, request: Any) -> Slot:
         """The slot that a cube's large content goes under: its own, or a fresh one."""

@@ -115,6 +115,12 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
     if opened is None:
         opened = kernel.vault.open(view, cube, version)
         assert opened is not None, "the row was just read"
+    if "content" in request.parts and (opened.private.recipe or {}).get("method") == "compose":
+        work = opened
+        kernel.long_reads.submit(
+            turn, lambda: answering(kernel, turn, _read_composition(kernel, access, found, work, request, effective))
+        )
+        return
     turn.answer(_read_reply(kernel, access, found, opened, request, effective))
 
 
@@ -137,11 +143,16 @@ def _read_reply(kernel: Kernel, access: Access, found: Found, opened: Opened, re
             owner=kernel.owner(cube.namespace),
         )  # fmt: skip
     if "content" in request.parts:
-        content = opened.content
-        if (opened.private.recipe or {}).get("method") == "compose":
-            content = composed(kernel, access, cube, opened)
-        reply["content"] = content.decode() if opened.private.encoding == "text" else content
+        reply["content"] = opened.content.decode() if opened.private.encoding == "text" else opened.content
     return reply
+
+
+async def _read_composition(
+    kernel: Kernel, access: Access, found: Found, opened: Opened, request: Any, effective: str
+) -> dict[str, Any]:
+    own = Access(kernel.frozen_view(), access.caller)
+    whole = await asyncio.to_thread(composed, kernel, own, found.cube, opened)
+    return _read_reply(kernel, access, found, opened._replace(content=whole), request, effective)
 
 
 async def _read_large(kernel: Kernel, turn: Turn, access: Access, found: Found, request: Any) -> dict[str, Any] | None:
@@ -313,7 +324,7 @@ _NOT_COMPARED: Final = frozenset(("version", "updated_at", "offset", "actor", "s
 
 
 async def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    access = Access(kernel.view, turn.peer.caller)
+    access = Access(kernel.frozen_view(), turn.peer.caller)
     cube = access.cube(request.cube_id)
     if cube.state == lifecycle.SHREDDED:
         raise lifecycle.refusal(request.cube_id, cube.state, "diff")
@@ -324,7 +335,7 @@ async def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
             raise MemNotFound(f"cube {request.cube_id} has no version {number}; the newest is {cube.version}")
         head = header(access.view, cube, opened.version, opened.private, state=cube.state, now=kernel.clock.now(), owner=None)
         composition = (opened.private.recipe or {}).get("method") == "compose"
-        content = composed(kernel, access, cube, opened) if composition else opened.content
+        content = await asyncio.to_thread(composed, kernel, access, cube, opened) if composition else opened.content
         sides.append((head, content, opened.private.encoding))
     (old, before, _), (new, after, _) = sides
     changed = {

@@ -47,6 +47,13 @@ UNSEALED_MAX: Final = 3 * limits.SEGMENT_CUBES_MAX
 Key = tuple[bytes, int]
 
 
+def _slots(view: View, cube_id: bytes, version: int) -> tuple[Slot, ...]:
+    """The keys that a version is under."""
+    cube = view.cube(cube_id)
+    found = view.version(cube, version) if cube is not None else None
+    return (found[0].slot, found[0].payload_slot) if found is not None else ()
+
+
 class Segments:
     """Owned by the effects' thread; `blind` runs in the flusher, and the lock is for that."""
 
@@ -95,14 +102,19 @@ class Segments:
                 keys = list(self._unsealed)[: limits.SEGMENT_CUBES_MAX]
             if not everything and len(self._unsealed) < UNSEALED_MAX and not index.packed_vectors(keys).any(axis=1).all():
                 return
+            before = len(self._unsealed)
             self._seal_one(index, view, keys)
+            if len(self._unsealed) >= before:
+                return
 
     def _seal_one(self, index: PlaintextIndex, view: View, keys: list[Key]) -> None:
         documents: list[Document] = []
+        under: dict[Slot, None] = {}
         for cube_id, version in keys:
             document = self._open(view, cube_id, version)
             if document is not None:
                 documents.append(document)
+                under.update(dict.fromkeys(_slots(view, cube_id, version)))
         slot, key = self._take_key()
         vectors = index.packed_vectors([(d.cube_id, d.version) for d in documents])
         plain = packing.pack(documents, vectors if vectors.shape[1] else None)
@@ -117,17 +129,15 @@ class Segments:
         if documents:
             batch.put(INDEX, b"p", u64(max(max(d.seq for d in documents), self._sealed_seq())))
         with self._lock:
-            gone = [d.cube_id for d in documents if (c := view.cube(d.cube_id)) is None or c.state == lifecycle.SHREDDED]
-            if gone:
-                # A shred came in between: this segment must not exist.
+            if any(self._vault.is_destroyed(key_slot) for key_slot in under):
+                # A shred came in between: this segment must not exist. The next try leaves out what is gone.
                 self._keys.destroy([slot])
-            else:
-                self._store.write(batch)
-                self._number += 1
-                self.count += 1
+                return
+            self._store.write(batch)
+            self._number += 1
+            self.count += 1
             for known in keys:
-                if not gone or known[0] in gone:
-                    self._unsealed.pop(known, None)
+                self._unsealed.pop(known, None)
 
     def _take_key(self) -> tuple[Slot, bytes]:
         if not self._free:
@@ -174,15 +184,20 @@ class Segments:
                 epoch, n, _sealed = unpack(data)
                 slots.append(Slot(epoch, n))
                 held += [(d.cube_id, d.version) for d in self._documents(number, data)[0]]
-            self._keys.destroy(slots)
             gone = set(cube_ids)
+            if held:
+                # Durable before the key is gone: or what lived in the segment would be lost to every search.
+                rescued = Batch()
+                for cube_id, version in held:
+                    if cube_id not in gone and version > heirs.get(cube_id, 0):
+                        rescued.put(INDEX, b"u" + cube_id + version.to_bytes(4, "big"), b"")
+                        self._unsealed[cube_id, version] = None
+                self._store.write(rescued)
+                self._store.sync()
+            self._keys.destroy(slots)
             batch = Batch()
             for number in numbers:
                 batch.put(INDEX, b"g" + u64(number), None)
-            for cube_id, version in held:
-                if cube_id not in gone and version > heirs.get(cube_id, 0):
-                    batch.put(INDEX, b"u" + cube_id + version.to_bytes(4, "big"), b"")
-                    self._unsealed[cube_id, version] = None
             for cube_id in (*cube_ids, *heirs):
                 for key, _value in self._rows.scan(b"x" + cube_id):
                     if cube_id in gone or int.from_bytes(key[17:21], "big") <= heirs[cube_id]:
@@ -200,10 +215,11 @@ class Segments:
         if found is None:
             return
         raw = index.packed_vectors([(cube_id, version)])[0].tobytes()
-        sealed = self._vault.seal_vector(found[0].slot, cube_id + version.to_bytes(4, "big"), raw)
+        # Under the content's key, not the version's: a vector must go when its content goes.
+        sealed = self._vault.seal_vector(found[0].payload_slot, cube_id + version.to_bytes(4, "big"), raw)
         if sealed is not None:
             batch = Batch()
-            batch.put(INDEX, b"x" + cube_id + version.to_bytes(4, "big"), pack((*found[0].slot, sealed)))
+            batch.put(INDEX, b"x" + cube_id + version.to_bytes(4, "big"), pack((*found[0].payload_slot, sealed)))
             self._store.write(batch)
 
     def vector(self, view: View, cube_id: bytes, version: int) -> Any:
@@ -223,14 +239,21 @@ class Segments:
         sealed_seq = self._sealed_seq()
         edge: set[Key] = set()
         self.count = 0
+        blind: set[int] = set()
         for key, data in self._rows.scan(b"g"):
             number = int.from_bytes(key[1:], "big")
             documents, vectors = self._documents(number, data)
-            if documents:
+            if not documents:
+                blind.add(number)
+            else:
                 index.add(documents, vectors)
                 self.count += 1
                 edge.update((d.cube_id, d.version) for d in documents if d.seq >= sealed_seq)
         loose = [(key[1:17], int.from_bytes(key[17:21], "big")) for key, _value in self._rows.scan(b"u")]
+        if blind:
+            # Damaged, or cut short while it was blinded: what it listed is made again from the view.
+            cubes = {key[1:17] for key, _value in self._rows.scan(b"i") if int.from_bytes(key[17:], "big") in blind}
+            loose += [(cube_id, version) for cube_id in cubes for version in self._versions(view, cube_id)]
         self._add_loose(index, view, loose)
         self._add_loose(index, view, (key for key in self._after(view, sealed_seq) if key not in edge))
         for _key, row in view.scan(b"c"):
@@ -251,6 +274,11 @@ class Segments:
                 "index segment %d is damaged and left out (%s); start with --rebuild-indexes to make it again", number, error
             )
             return [], None
+
+    def _versions(self, view: View, cube_id: bytes) -> Iterator[int]:
+        cube = view.cube(cube_id)
+        if cube is not None:
+            yield from range(cube.forked_from[1] if cube.forked_from else 1, cube.version + 1)
 
     def _after(self, view: View, seq: int) -> Iterator[Key]:
         """Versions that records from `seq` on made, as far as the view has them."""

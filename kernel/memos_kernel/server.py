@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from memos_syscalls import limits, wire
-from memos_syscalls.errors import MemBusy, MemDenied, MemError, MemInvalid, MemProtocol
+from memos_syscalls.errors import MemBusy, MemCanceled, MemDenied, MemError, MemInvalid, MemProtocol
 from memos_syscalls.table import BY_NAME
 
 from . import __version__
@@ -65,6 +65,7 @@ class Connection:
         self._turns: dict[int, Turn] = {}
         self._inflight = 0
         self._inflight_bytes = 0
+        self._watches = 0
         self._long = 0
         """Calls in progress that run as tasks, each of which may end in a large reply."""
         self._outbox: deque[tuple[bytes, list[int]]] = deque()
@@ -140,12 +141,17 @@ class Connection:
             except MemError as error:
                 self._malformed(error)
                 return
+            if call_id in self._turns:
+                self._malformed(MemProtocol(f"call id {call_id} is in use by a call in progress"))
+                return
             self._inflight += 1
             if self._greeted:
                 self._call(call_id, number, args, len(frame))
             else:
                 self._hello(call_id, number, args)
-        if self._frames and not self.closed:
+        if self.closed:
+            return
+        if self._frames:
             self._serving = True
             self._pause()
             self._loop.call_soon(self._serve)
@@ -159,6 +165,12 @@ class Connection:
     def _call(self, call_id: int, number: int, args: dict[str, Any], size: int) -> None:
         contents: list[memoryview] = []
         mapped_bytes = 0
+        if number == WATCH and self._watches >= limits.WATCHES_PER_CONNECTION_MAX:
+            self.send_error(
+                call_id, MemBusy(f"this connection has {self._watches} watches", "End one, or open another connection.")
+            )
+            self.done(call_id)
+            return
         if self._descriptors and ("fd" in args or "items" in args):
             # The descriptors of a frame arrive with its first byte, so the oldest ones are this frame's.
             fds = [self._descriptors.popleft() for _ in range(min(len(self._descriptors), _descriptors_in(args)))]
@@ -179,6 +191,7 @@ class Connection:
             self._server.linger()
         if turn is not None:
             self._turns[call_id] = turn
+            self._watches += number == WATCH
             turn.size, turn.mapped = size, mapped_bytes
             self._inflight_bytes += size
             if mapped_bytes:
@@ -234,6 +247,7 @@ class Connection:
         self._inflight -= 1
         turn = self._turns.pop(call_id, None)
         if turn is not None:
+            self._watches -= turn.syscall.number == WATCH
             self._inflight_bytes -= turn.size
             if turn.mapped:
                 self._server.mapped_bytes(self.caller.principal, -turn.mapped)
@@ -253,6 +267,8 @@ class Connection:
         if turn is None or turn.finished or turn.cancel is None or turn.appended:
             return False
         turn.cancel.cancel()
+        # A task that has not begun yet never answers.
+        turn.fail(MemCanceled("the call was cancelled"))
         return True
 
     async def writable(self) -> None:
@@ -356,8 +372,8 @@ class Connection:
         for _data, fds in self._outbox:
             for fd in fds:
                 os.close(fd)
-        for fd in self._descriptors:
-            os.close(fd)
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
         for future in self._drained:
             if not future.done():
                 future.set_result(None)

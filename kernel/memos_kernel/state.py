@@ -120,6 +120,8 @@ def decode_cube(data: bytes) -> Cube:
     raw = _unpackb(data)
     if raw[9] is not None:
         raw[9] = Slot(*raw[9])
+    if raw[11] is not None:
+        raw[11] = tuple(raw[11])
     return Cube(*raw)
 
 
@@ -133,7 +135,10 @@ def decode_version(data: bytes) -> tuple[Version, bytes]:
 
 
 def decode_namespace(data: bytes) -> Namespace:
-    return Namespace(*_unpackb(data))
+    raw = _unpackb(data)
+    if raw[5] is not None:
+        raw[5] = tuple(raw[5])
+    return Namespace(*raw)
 
 
 class View:
@@ -275,7 +280,7 @@ class Tables(View):
     since the last `take`.
     """
 
-    __slots__ = ("_base_get", "_base_scan", "_owners", "changes", "digest", "overlay", "payloads")
+    __slots__ = ("_base_get", "_base_scan", "_held", "_owners", "changes", "digest", "overlay", "payloads")
 
     def __init__(self, source: Source, digest: int) -> None:
         self._base_get = source.get
@@ -285,6 +290,8 @@ class Tables(View):
         self.payloads: list[tuple[bytes, bytes]] = []
         """Inline payload ciphertexts, by payload id."""
         self.digest = digest
+        self._held: dict[bytes, int] = {}
+        """How many batches of changes that were taken and not settled hold a key."""
         self._owners: dict[str, str] = {}
         """Owners of namespaces that exist: they neither go away nor change hands."""
         self.get = self._get
@@ -363,14 +370,20 @@ class Tables(View):
         """Changes and payloads since the last take; the overlay keeps showing them until `settle`."""
         taken = self.changes, self.payloads
         self.changes, self.payloads = {}, []
+        for key in taken[0]:
+            self._held[key] = self._held.get(key, 0) + 1
         return taken
 
     def settle(self, changes: dict[bytes, bytes | None]) -> None:
         """These changes are durable in the source now; stop overlaying those that nothing newer covers."""
-        overlay = self.overlay
-        for key, value in changes.items():
-            if key in overlay and overlay[key] is value:
-                del overlay[key]
+        for key in changes:
+            held = self._held[key] - 1
+            if held:
+                self._held[key] = held
+                continue
+            del self._held[key]
+            if key not in self.changes:
+                self.overlay.pop(key, None)
 
 
 def cube_id_of(time: int, order: int, tail: int) -> bytes:

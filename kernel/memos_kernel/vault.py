@@ -63,6 +63,9 @@ class Vault:
         self._next_block = 0
         self._free: deque[tuple[Slot, bytes]] = deque()
         self._keyring: OrderedDict[Slot, bytes] = OrderedDict()
+        self._taken: list[tuple[Slot, bytes]] = []
+        """Slots, and below payloads, of the decision that is being made."""
+        self._sealed: list[bytes] = []
         self._destroyed: set[Slot] = set()
         """Slots that this process destroyed: a thread that read one just before must not bring it back."""
         self.pending_payloads: dict[bytes, bytes] = {}
@@ -86,7 +89,24 @@ class Vault:
             raise OutOfSlots
         slot, key = self._free.popleft()
         self._remember(slot, key)
+        self._taken.append((slot, key))
         return slot
+
+    def kept(self) -> None:
+        """The decision that was being made goes into a record."""
+        self._taken.clear()
+        self._sealed.clear()
+
+    def given_up(self) -> None:
+        """The decision that was being made is dropped: its slots are free again, its ciphertext is forgotten."""
+        self._free.extendleft(reversed(self._taken))
+        for payload_id in self._sealed:
+            self.pending_payloads.pop(payload_id, None)
+        self.kept()
+
+    def is_destroyed(self, slot: Slot) -> bool:
+        """Whether this process destroyed a key, or is about to: true from the moment the shred is durable."""
+        return slot in self._destroyed
 
     def _remember(self, slot: Slot, key: bytes) -> None:
         with self._lock:
@@ -140,12 +160,14 @@ class Vault:
         if isinstance(content, SealedContent):
             assert content.slot == new.slot, "large content is sealed under the slot that its cube uses"
             return content.payload
+        assert not crypto.is_chunked(len(content)), "content over one chunk is sealed and stored before its record"
         key = self._key(new.slot)
         assert key is not None, "a slot that was just taken has its key"
         random = self.randoms.take(crypto.ID_BYTES + crypto.NONCE_BYTES)
         payload_id, nonce = random[:16], random[16:]
         sealed = crypto.wrap(AESGCM(key), nonce, content, crypto.aad_of(self.log_id, payload_id))
         self.pending_payloads[payload_id] = sealed
+        self._sealed.append(payload_id)
         inline: bytes | None = sealed
         if len(sealed) > limits.PAYLOAD_INLINE_BYTES_MAX:
             stored.append((payload_id, sealed))
@@ -304,3 +326,7 @@ class ViewOpener:
 
     def content(self, cube: Cube, version: int) -> bytes:
         return self._open(cube, version).content
+
+    def alive(self, cube: Cube, version: int) -> bool:
+        found = self._view.version(cube, version)
+        return found is not None and self._vault.alive(found[0].slot) and self._vault.alive(found[0].payload_slot)

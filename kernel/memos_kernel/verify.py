@@ -284,8 +284,11 @@ def replay(
         if last is not None:
             digest = tables.digest.to_bytes(DIGEST_BYTES, "little")
             tables.put(META_APPLIED, pack((last.seq, last.time, head, digest, last.epoch)))
-        changes, payloads = tables.take()
-        if write is not None:
+        if write is None:
+            tables.changes.clear()
+            tables.payloads.clear()
+        else:
+            changes, payloads = tables.take()
             batch = Batch()
             batch.puts = [(VIEW, key, value) for key, value in changes.items()]
             batch.puts += [(PAYLOAD, key, value) for key, value in payloads]

@@ -104,6 +104,11 @@ def contents_of(request: Any, mapped: list[memoryview]) -> list[Any]:
             found.append(content)
         else:
             continue
+        if crypto.is_chunked(len(found[-1])) and isinstance(request, m.MemAllocMany):
+            raise MemTooLarge(
+                f"an item of {len(found[-1])} bytes is over {limits.PAYLOAD_CHUNK_BYTES}, the most that one of many may have",
+                "Make this cube by itself with mem_alloc.",
+            )
         if fd is None and len(found[-1]) > limits.CONTENT_INLINE_BYTES_MAX:
             raise MemTooLarge(f"inline content of {len(found[-1])} bytes is over {limits.CONTENT_INLINE_BYTES_MAX}")
     return found

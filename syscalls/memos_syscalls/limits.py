@@ -78,6 +78,12 @@ HIT_BYTES_MAX: Final = 64 * KIB
 """Bytes of a content that a hit carries."""
 QUERY_CHARS_MAX: Final = 16 * KIB
 FUSE_SOURCES_MAX: Final = 1024
+COMPOSED_BYTES_MAX: Final = CONTENT_INLINE_BYTES_MAX
+"""Largest content that a composition may read as."""
+COMPOSED_LEAVES_MAX: Final = 1024
+COMPOSED_DEPTH_MAX: Final = 16
+FORK_CUBES_MAX: Final = 1_000_000
+WATCHES_PER_CONNECTION_MAX: Final = 16
 HISTORY_VERSIONS_MAX: Final = 10_000
 WATCH_ITEMS_PER_TURN_MAX: Final = 256
 TURN_MS_MAX: Final = 5

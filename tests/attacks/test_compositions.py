@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memos_syscalls.errors import MemError
-
 from tests.inside import ALICE, BOB, Inside
 from tests.outside import Daemon, Wire
+
+from memos_syscalls.errors import MemError
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
-from tests.outside import Daemon, Wire
+from tests.outside import Daemon, Wire, packed
 
 from memos_kernel.fds import sealed_memfd
 from memos_syscalls import limits, wire
@@ -59,19 +58,19 @@ def nested(depth: int) -> Any:
 MALFORMED = {
     "nothing": frame(b""),
     "not MessagePack": frame(b"\xc1"),
-    "trailing bytes": frame(msgpack.packb([1, 2, {}]) + b"\x00"),
-    "cut short": frame(msgpack.packb([1, 2, {"a": "b"}])[:-1]),
-    "a map": frame(msgpack.packb({})),
-    "two": frame(msgpack.packb([1, 2])),
-    "four": frame(msgpack.packb([1, 2, {}, 4])),
-    "negative id": frame(msgpack.packb([-1, 2, {}])),
-    "text id": frame(msgpack.packb(["1", 2, {}])),
-    "true id": frame(msgpack.packb([True, 2, {}])),
-    "large number": frame(msgpack.packb([1, 1 << 16, {}])),
-    "float number": frame(msgpack.packb([1, 2.0, {}])),
-    "arguments are a list": frame(msgpack.packb([1, 2, []])),
-    "integer keys": frame(msgpack.packb([1, 2, {1: 2}])),
-    "depth 30": frame(msgpack.packb([1, 16, {"metadata": nested(30)}])),
+    "trailing bytes": frame(packed([1, 2, {}]) + b"\x00"),
+    "cut short": frame(packed([1, 2, {"a": "b"}])[:-1]),
+    "a map": frame(packed({})),
+    "two": frame(packed([1, 2])),
+    "four": frame(packed([1, 2, {}, 4])),
+    "negative id": frame(packed([-1, 2, {}])),
+    "text id": frame(packed(["1", 2, {}])),
+    "true id": frame(packed([True, 2, {}])),
+    "large number": frame(packed([1, 1 << 16, {}])),
+    "float number": frame(packed([1, 2.0, {}])),
+    "arguments are a list": frame(packed([1, 2, []])),
+    "integer keys": frame(packed([1, 2, {1: 2}])),
+    "depth 30": frame(packed([1, 16, {"metadata": nested(30)}])),
     "depth 100000": frame(b"\x93\x01\x10\x81\xa1a" + b"\x91" * 100_000 + b"\x01"),
     "a lying array": frame(b"\xdd\xff\xff\xff\xff"),
     "a lying text": frame(b"\x93\x01\x02\xdb\xff\xff\xff\xff"),
@@ -102,7 +101,7 @@ def test_a_lying_length_is_refused_before_a_byte_of_the_body_is_kept(daemon: Dae
 
 def test_the_largest_frame_is_served(daemon: Daemon) -> None:
     with Wire(daemon.socket) as wire:
-        body = msgpack.packb([1, BY_NAME["sys_info"].number, {"x": b"x" * (limits.FRAME_BYTES_MAX - 64)}])
+        body = packed([1, BY_NAME["sys_info"].number, {"x": b"x" * (limits.FRAME_BYTES_MAX - 64)}])
         wire.send(frame(body))
         call_id, status, error = wire.receive()
         assert (call_id, error["errno"]) == (1, "EINVAL") and status
@@ -226,7 +225,7 @@ def test_a_frame_sent_byte_by_byte_is_served(daemon: Daemon) -> None:
 
 def test_one_who_drips_the_end_of_a_large_frame_costs_little(daemon: Daemon, others_are_served: Wire) -> None:
     with Wire(daemon.socket) as wire:
-        body = msgpack.packb([1, BY_NAME["sys_info"].number, {"x": b"x" * (limits.FRAME_BYTES_MAX - 64)}])
+        body = packed([1, BY_NAME["sys_info"].number, {"x": b"x" * (limits.FRAME_BYTES_MAX - 64)}])
         data = frame(body)
         wire.send(data[:-3000])
         before = sum(os.times()[:2]), cpu_seconds(daemon)

@@ -86,19 +86,18 @@ def resealed(data: bytes, keys: LogKeys, *, records: list[bytes] | None = None, 
 
 
 def regrouped(frames: list[bytes], keys: LogKeys) -> list[bytes]:
-    """The same records in frames of four, but for the first of each epoch: what a kernel frames together is a matter of time."""
+    """The same records in frames of four, but the first of each epoch: what comes together is a matter of time."""
     made: list[bytes] = []
     head = crypto.ZERO_HASH
     epochs = itertools.groupby(map(ev.decode_frame, frames), lambda frame: (frame.epoch, frame.claim_id))
     seq = 0
     for (epoch, claim_id), group in epochs:
         raws = [raw for frame in group for raw in frame.records]
-        for records in [raws[:1], *(raws[at : at + 4] for at in range(1, len(raws), 4))]:
-            if records:
-                made.append(ev.encode_frame(keys.frame_mac, keys.log_id, epoch, claim_id, seq, head, records))
-                for raw in records:
-                    head = crypto.record_hash(head, raw)
-                seq += len(records)
+        for held in [raws[:1], *(raws[at : at + 4] for at in range(1, len(raws), 4))]:
+            made.append(ev.encode_frame(keys.frame_mac, keys.log_id, epoch, claim_id, seq, head, held))
+            for raw in held:
+                head = crypto.record_hash(head, raw)
+            seq += len(held)
     return made
 
 
@@ -124,8 +123,8 @@ class EventLogSuite(abc.ABC):
         """Make the next append fail: `lose` or `doubt`."""
 
     @pytest.fixture
-    def k(self, tmp_path: Path) -> Iterator[Inside]:
-        with Inside(tmp_path / "data", rocks=self.rocks, log_of=self.log_of) as kernel:
+    def k(self) -> Iterator[Inside]:
+        with Inside(rocks=self.rocks, log_of=self.log_of) as kernel:
             yield kernel
 
     def live_a_little(self, k: Inside) -> dict[int, str]:
@@ -163,11 +162,11 @@ class EventLogSuite(abc.ABC):
         return digests
 
     @pytest.fixture
-    def written(self, tmp_path: Path) -> Material:
+    def written(self) -> Material:
         """Four epochs, frames of one and of four records. Made once for each kind of log."""
         kind = type(self)
         if kind not in MATERIAL:
-            with Inside(tmp_path / "material", rocks=self.rocks, log_of=self.log_of) as k:
+            with Inside(rocks=self.rocks, log_of=self.log_of) as k:
                 for n in range(3):
                     futures = [k.submit("mem_alloc", namespace="n", content=f"{n}{m}", request_id=f"{n}{m}") for m in range(4)]
                     for future in futures:

@@ -156,6 +156,8 @@ def test_a_repeat_of_many_gets_the_first_answer(k: Inside) -> None:
 
 
 def test_key_blocks_made_at_the_same_time_do_not_overwrite_each_other(k: Inside) -> None:
+    """Right after a start the first block is still being made when long writes ask for more."""
+    k.crash()
     made = [k.submit("mem_alloc", namespace="alice", content=f"{n}") for n in range(200)]
     cubes = [k.wait(future)["cube_id"] for future in made]
     many = [{"namespace": "alice", "content": f"{n}"} for n in range(1024)]

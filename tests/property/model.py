@@ -111,9 +111,8 @@ class Model:
 
     def may_read(self, caller: Caller, ver: Ver) -> bool:
         """Whether a composition holds nothing that is hidden from the caller."""
-        return ver.recipe != "compose" or all(
-            self.sees(caller, self.cubes[c].namespace) and self.may_read(caller, self.cubes[c].versions[v - 1]) for c, v in ver.lineage
-        )
+        members = [(self.cubes[c], self.cubes[c].versions[v - 1]) for c, v in ver.lineage] if ver.recipe == "compose" else []
+        return all(self.sees(caller, cube.namespace) and self.may_read(caller, member) for cube, member in members)
 
     def text(self, ver: Ver) -> str | bytes | None:
         """What a read of a version returns; None when it is erased."""
@@ -127,7 +126,9 @@ class Model:
         whole = b"\n".join(part if isinstance(part, bytes) else part.encode() for part in parts if part is not None)
         return whole if ver.raw else whole.decode()
 
-    def read(self, caller: Caller, cube_id: str, now: int, version: int | None = None, at: int | None = None) -> str | bytes | tuple[str]:
+    def read(
+        self, caller: Caller, cube_id: str, now: int, version: int | None = None, at: int | None = None
+    ) -> str | bytes | tuple[str]:
         """The content, or the errno in a tuple. The caller may see the cube."""
         cube = self.cubes[cube_id]
         state, number, when = cube.state, cube.live.number, now

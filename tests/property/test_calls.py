@@ -39,9 +39,11 @@ def word_of(n: int) -> str:
 
 
 class Calls(RuleBasedStateMachine):
+    rocks = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.k = Inside()
+        self.k = Inside(rocks=self.rocks)
         self.model = Model()
         self.words = 0
         self.forks = 0
@@ -175,7 +177,8 @@ class Calls(RuleBasedStateMachine):
         cube = self.model.cubes[cube_id]
         old = cube.live
         ver = Ver(
-            old.number + 1, args.get("content", old.content), cube_id if "content" in args else old.key, cube_id, answer["offset"],
+            old.number + 1, args.get("content", old.content), cube_id if "content" in args else old.key, cube_id,
+            answer["offset"],
             self.k.kernel.chain.time + 5 * SECOND if what == "ttl" else cube.expires_at, old.name,
             tuple(args.get("tags", old.tags)), old.priority, () if "content" in args else old.lineage,
             None if "content" in args else old.recipe, "content" not in args and old.raw,
@@ -492,8 +495,14 @@ class Calls(RuleBasedStateMachine):
         assert replay(self.k.log) == (self.k.digest, self.k.rows())
 
 
-TestCalls = Calls.TestCase
-TestCalls.settings = settings(
-    max_examples=int(os.environ.get("MEMOS_PROPERTY_EXAMPLES", "60")), stateful_step_count=50, deadline=None
-)
-TestCalls = pytest.mark.slow(TestCalls)
+class CallsOnDisk(Calls):
+    """The same on a real database, which is opened anew at each restart."""
+
+    rocks = True
+
+
+EXAMPLES = int(os.environ.get("MEMOS_PROPERTY_EXAMPLES", "60"))
+TestCalls = pytest.mark.slow(Calls.TestCase)
+TestCalls.settings = settings(max_examples=EXAMPLES, stateful_step_count=50, deadline=None)
+TestCallsOnDisk = pytest.mark.slow(CallsOnDisk.TestCase)
+TestCallsOnDisk.settings = settings(max_examples=max(EXAMPLES // 10, 1), stateful_step_count=50, deadline=None)

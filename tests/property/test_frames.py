@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.outside import packed
 
 from memos_syscalls import limits, wire
 from memos_syscalls.errors import MemError, MemProtocol, MemTooLarge, from_wire
@@ -75,7 +75,7 @@ def test_a_length_over_the_limit_is_refused_wherever_it_stands(bodies: list[byte
 
 
 @settings(max_examples=200)
-@given(st.one_of(st.binary(max_size=200), values.map(msgpack.packb), st.tuples(values, values, values).map(msgpack.packb)))
+@given(st.one_of(st.binary(max_size=200), values.map(packed), st.tuples(values, values, values).map(packed)))
 def test_any_body_is_a_request_or_refused(body: bytes) -> None:
     try:
         call_id, number, args = wire.parse_request(body)
@@ -91,10 +91,10 @@ def test_nesting_is_bounded_at_the_stated_depth() -> None:
             value = {"k": [value]} if depth % 2 else [value]
         return value
 
-    wire.parse_request(msgpack.packb([1, 2, {"x": nested(limits.WIRE_DEPTH_MAX // 2)}]))
+    wire.parse_request(packed([1, 2, {"x": nested(limits.WIRE_DEPTH_MAX // 2)}]))
     for depth in (limits.WIRE_DEPTH_MAX + 2, 400, 900):
         try:
-            wire.parse_request(msgpack.packb([1, 2, {"x": nested(depth)}]))
+            wire.parse_request(packed([1, 2, {"x": nested(depth)}]))
         except (MemProtocol, ValueError):
             continue
         raise AssertionError(f"depth {depth} was not refused")

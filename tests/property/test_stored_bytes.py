@@ -130,10 +130,15 @@ def test_a_changed_frame_fails_its_mac(data: st.DataObject) -> None:
 
 
 privates = st.builds(
-    Private, st.binary(min_size=32, max_size=32), name=st.none() | st.text(max_size=20), tags=st.lists(st.text(max_size=8), max_size=3),
+    Private,
+    st.binary(min_size=32, max_size=32),
+    name=st.none() | st.text(max_size=20),
+    tags=st.lists(st.text(max_size=8), max_size=3),
     metadata=st.dictionaries(st.text(max_size=5), st.integers(0, 9) | st.floats(allow_nan=False), max_size=3),
-    valid_from=st.none() | st.integers(-(2**63), 2**63 - 1), embedding=st.none() | st.binary(max_size=16), recipe=st.none(),
-)  # fmt: skip
+    valid_from=st.none() | st.integers(-(2**63), 2**63 - 1),
+    embedding=st.none() | st.binary(max_size=16),
+    recipe=st.none(),
+)
 
 
 @given(privates)
@@ -149,10 +154,12 @@ def test_any_bytes_are_a_private_part_or_called_damaged(data: bytes) -> None:
         assert str(error)
 
 
+scalars = st.none() | st.booleans() | st.integers(-(2**31), 2**31) | st.floats(allow_nan=False) | st.text(max_size=8)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**31), 2**31) | st.floats(allow_nan=False) | st.text(max_size=8) | st.binary(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8,
-)  # fmt: skip
+    scalars | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=6), values, max_size=4), st.randoms())

@@ -25,7 +25,8 @@ TOOLS_MAY_IMPORT = (
 """Offline tools read the log with the kernel's own code: these modules, and those below them, and nothing else."""
 
 PURE = (
-    "decide", "decide_shape", "reducer", "governance", "lifecycle", "state", "events", "header", "answers", "private", "upcast",
+    *sorted(path.stem for path in PACKAGES["memos_kernel"].glob("decide*.py")),
+    "reducer", "governance", "lifecycle", "state", "events", "header", "answers", "private", "upcast",
 )  # fmt: skip
 PURE_MAY_USE = {*PURE, "crypto", "chain"}
 """Of the kernel's modules; the two others are pure but for a signing key that they are given."""

@@ -49,9 +49,9 @@ def test_no_byte_of_a_chunk_can_be_changed_lost_or_added() -> None:
         for wrong in (*flips, piece[:-1], piece[1:], piece + b"x", b"", piece + pieces[0]):
             with pytest.raises(Undecryptable):
                 crypto.open_chunks(KEY, LOG, ID, [*pieces[:at], wrong, *pieces[at + 1 :]])
-    for wrong in ([*pieces, b""], [pieces[0] + pieces[1], pieces[2]]):
+    for joined in ([*pieces, b""], [pieces[0] + pieces[1], pieces[2]]):
         with pytest.raises(Undecryptable):
-            crypto.open_chunks(KEY, LOG, ID, wrong)
+            crypto.open_chunks(KEY, LOG, ID, joined)
 
 
 @pytest.mark.parametrize("where", ["key", "log", "payload"])

@@ -21,9 +21,11 @@ scalars = st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=20) | 
 fields = st.lists(scalars | st.lists(scalars, max_size=3), max_size=6)
 event = st.builds(Event, st.sampled_from(sorted(ev.EVENTS)), st.integers(1, 9), fields,
                   st.none() | st.lists(st.binary(max_size=20), min_size=2, max_size=2))  # fmt: skip
-record = st.builds(Record, st.just(1), st.integers(0, 2**63), st.integers(1, 99), st.integers(0, 2**63 - 1),
-                   st.text(max_size=30), st.integers(0, 65535), st.none() | st.binary(min_size=32, max_size=32), st.none() | st.text(max_size=50),
-                   st.lists(event, max_size=4))  # fmt: skip
+record = st.builds(
+    Record, st.just(1), st.integers(0, 2**63), st.integers(1, 99), st.integers(0, 2**63 - 1), st.text(max_size=30),
+    st.integers(0, 65535), st.none() | st.binary(min_size=32, max_size=32), st.none() | st.text(max_size=50),
+    st.lists(event, max_size=4),
+)  # fmt: skip
 
 
 @given(record)

@@ -109,7 +109,7 @@ def test_no_call_lets_a_stranger_at_a_cube(k: Inside) -> None:
 
     assert asked(cube) == asked(nowhere) == asked(other)
     assert set(asked(cube)) == {"EACCES"}
-    for call, args in (("mem_alloc", {"namespace": "alice/x", "content": "x"}), ("mem_fork", {"namespace": "alice", "to": "b2"}),
+    for call, args in (("mem_alloc", {"namespace": "alice/x", "content": "x"}), ("mem_fork", {"namespace": "alice", "to": "b"}),
                        ("mem_fork", {"namespace": "bob", "to": "alice/x"}), ("mem_shred", {"namespace": "alice"})):  # fmt: skip
         assert k.refusal(call, BOB, **args) == "EACCES"
     assert k.digest == digest

@@ -15,8 +15,8 @@ from memos_syscalls.errors import MemProtocol, MemTooLarge
 
 
 def packed(value: object) -> bytes:
-    data: bytes = msgpack.packb(value)
-    return data
+    data: Any = msgpack.packb(value)
+    return bytes(data)
 
 
 plain = st.recursive(
