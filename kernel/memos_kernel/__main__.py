@@ -46,7 +46,7 @@ async def serve(config: Config) -> int:
         sys.stderr.flush()
         os._exit(FATAL_STATUS)
     await running.stop()
-    return 0
+    return FATAL_STATUS if fatal else 0
 
 
 def main() -> None:

@@ -108,6 +108,7 @@ class Commits:
         self._barriers: deque[tuple[int, Callable[[], None]]] = deque()
         self._drained: set[asyncio.Future[None]] = set()
         self._refilling = False
+        self._wanted_slots = LOW_SLOTS
         self._watchers: set[asyncio.Event] = set()
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -132,7 +133,7 @@ class Commits:
 
     def fatal(self, what: str, error: BaseException) -> None:
         """An append or apply went wrong: say so and end. Callers learn that their outcome is unknown when we close."""
-        if self.stopped is None:
+        if self.stopped in (None, STOPPING):
             self.stopped = f"{what}: {error}"
             log_.critical(
                 "%s: %s: %s. The kernel stops; restart it, nothing acknowledged is lost", what, type(error).__name__, error
@@ -247,6 +248,14 @@ class Commits:
         if error is not None:
             self.fatal(f"the log could not make offset {where.seq} durable", error)
             return
+        try:
+            self._settle(entries, where)
+        except Exception as defect:
+            # The log has the records; whoever waits for them learns it after the restart.
+            self.fatal(f"what follows offset {where.seq} failed", defect)
+
+    def _settle(self, entries: list[Entry], where: Durable) -> None:
+        """The frame is durable: let reads see it, answer its callers, begin its effects."""
         self.view = self._live_view
         self.durable = where
         self.commits += 1
@@ -289,16 +298,31 @@ class Commits:
             self.fatal("writing the key store failed", error)
 
     def _carry_out(self, record: Record, entry: Entry) -> None:
-        """The shred record is durable: destroy the keys, then answer."""
-        gone = answers.shredded_by(self.view, record)
-        slots = shred_slots(self.view, gone)
-        self.vault.forget(set(gone), set(slots))
-        blind = self.effects.shredded(gone, answers.shred_heirs(self.view, record, gone))
+        """The shred record is durable: find what it erased, destroy the keys, then answer. The walks are off the loop."""
+        view = self.frozen_view()
         self.carrying[record.seq] = []
+        found: list[tuple[list[bytes], list[Slot], dict[bytes, int]]] = []
+        reply: list[dict[str, Any]] = []
+        blind: list[Callable[[], None]] = []
 
-        def work() -> None:
-            self.vault.destroy(slots)
-            blind()
+        def find() -> None:
+            gone = answers.shredded_by(view, record)
+            found.append((gone, shred_slots(view, gone), answers.shred_heirs(view, record, gone)))
+            if entry.turn is not None:
+                reply.append(answers.answer(view, record, entry.sealed.hash, self.keys))
+
+        def forget(error: BaseException | None) -> None:
+            if error is not None:
+                self.fatal("a shred could not be carried out", error)
+                return
+            gone, slots, heirs = found[0]
+            self.vault.forget(set(gone), set(slots))
+            blind.append(self.effects.shredded(gone, heirs))
+            self.in_thread(destroy, done)
+
+        def destroy() -> None:
+            self.vault.destroy(found[0][1])
+            blind[0]()
             self.vault.keystore.update(shred_seq=record.seq)
 
         def done(error: BaseException | None) -> None:
@@ -306,11 +330,11 @@ class Commits:
                 self.fatal("destroying keys failed", error)
                 return
             if entry.turn is not None:
-                entry.turn.answer(answers.answer(self.view, record, entry.sealed.hash, self.keys))
+                entry.turn.answer(reply[0])
             for waiting in self.carrying.pop(record.seq):
                 waiting()
 
-        self.in_thread(work, done)
+        self.in_thread(find, forget)
 
     # -- the flusher -----------------------------------------------------------------------------------------------------
 
@@ -331,8 +355,9 @@ class Commits:
         while (job := self._jobs.get()) is not None:
             job()
 
-    async def refilled(self) -> None:
+    async def refilled(self, wanted: int) -> None:
         """Return when one more block of key slots is ready, or the kernel stops. Blocks are made by the flusher alone."""
+        self._wanted_slots = max(self._wanted_slots, wanted)
         self.refill()
         waiter: asyncio.Future[None] = self.loop.create_future()
         self.in_thread(lambda: None, lambda _error: None if waiter.done() else waiter.set_result(None))
@@ -348,12 +373,19 @@ class Commits:
             self._refilling = False
             if error is not None:
                 self.fatal("making key slots failed", error)
-            elif self.vault.free_slots < LOW_SLOTS:
+            elif self.vault.free_slots < self._wanted_slots:
                 self.refill()
+            else:
+                self._wanted_slots = LOW_SLOTS
 
         self.in_thread(self.vault.prepare, done)
 
     # -- waiting ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def committing(self) -> bool:
+        """Whether a frame is under way."""
+        return self._committing
 
     @property
     def busy(self) -> bool:

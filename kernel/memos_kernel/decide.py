@@ -193,7 +193,13 @@ def decide_write(tables: Tables, call: Call) -> Decision:
     request = call.request
     cube, _state = checked(Access(tables, call.caller), call, "write")
     base = version_of(tables, cube, cube.version)
-    old = call.opener.private(cube, cube.version)
+    try:
+        old = call.opener.private(cube, cube.version)
+    except MemShredded:
+        # A fork whose inherited version was erased with its source: it can begin anew, with content of its own.
+        if not call.contents:
+            raise
+        old = Private(call.args_hash)
     given = request.model_fields_set
     changes: dict[str, Any] = {
         name: getattr(request, name) for name in ("name", "semantic_type", "valid_from", "valid_to") if name in given

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from memos_drivers.plaintext.fuse_text import Source
+from memos_syscalls import limits
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemError, MemFrozen, MemInvalid
 
@@ -37,6 +38,9 @@ from .private import Private
 from .reducer import shred_targets
 from .state import Cube, Tables
 
+SMALL_BYTES: Final = 1024
+"""What a cube's header adds to a record, about."""
+
 
 class Made(NamedTuple):
     """A successor. `whole` gives what it reads as: a composition stores nothing of its own."""
@@ -46,6 +50,8 @@ class Made(NamedTuple):
     private: Private
     measure: Measure
     whole: Callable[[], bytes]
+    stored: int
+    """Bytes that it adds to the record, about."""
 
 
 class Erasure:
@@ -144,7 +150,7 @@ class _Rebuild:
         recipe, encoding = composition(measures)
         private = private._replace(args_hash=self._call.args_hash, note=None, recipe=recipe, encoding=encoding)
         new_id, draft = new_cube(self._call, cube.namespace, b"", private, expires_at=cube.expires_at, lineage=lineage)
-        return Made(new_id, draft, private, measure(private, 0), lambda: b"\n".join(whole() for whole in wholes))
+        return Made(new_id, draft, private, measure(private, 0), lambda: b"\n".join(whole() for whole in wholes), SMALL_BYTES)
 
     def _fusion(self, cube: Cube, private: Private, strategy: str) -> Made | None:
         call = self._call
@@ -175,7 +181,8 @@ class _Rebuild:
             valid_from=min((s.valid_from for s in sources if s.valid_from is not None), default=None),
         )  # fmt: skip
         new_id, draft = new_cube(call, cube.namespace, content, private, expires_at=cube.expires_at, lineage=lineage)
-        return Made(new_id, draft, private, measure(private, len(content)), lambda: content)
+        stored = SMALL_BYTES + (len(content) if len(content) <= limits.PAYLOAD_INLINE_BYTES_MAX else 0)
+        return Made(new_id, draft, private, measure(private, len(content)), lambda: content, stored)
 
 
 def _roots(tables: Tables, call: Call) -> tuple[list[Cube], str | None]:
@@ -199,19 +206,28 @@ def decide_shred(strategies: dict[str, Strategy]) -> Callable[[Tables, Call], De
         erasure = Erasure(tables, roots)
         derived = erasure.derived
         if derived and request.cascade == "refuse":
+            yours = [cube for cube in derived if Access(tables, call.caller).sees(cube.namespace)]
+            first = f", first cube {text_id(yours[0].cube_id)}" if yours else ""
             raise MemInvalid(
-                f"made from what would be erased: {len(derived)} in number, first cube {text_id(derived[0].cube_id)}",
+                f"made from what would be erased: {len(derived)} in number{first}",
                 'Shred them first, or pass cascade="rebuild" or "shred".',
             )
-        for cube in [*roots, *derived]:
+        access = Access(tables, call.caller)
+        heirs = (tables.cube(fork_id) for fork_id in tables.heirs(erasure.erased))
+        for cube in [*roots, *derived, *(fork for fork in heirs if fork is not None)]:
             if cube.state == lifecycle.FROZEN:
-                raise MemFrozen(f"cube {text_id(cube.cube_id)} is frozen and would be erased")
+                whose = f"cube {text_id(cube.cube_id)}" if access.sees(cube.namespace) else "a cube of somebody else's"
+                raise MemFrozen(f"{whose} is frozen and would lose content")
         rebuild = _Rebuild(tables, call, erasure, strategies)
         if request.cascade == "rebuild":
+            held = 0
             for cube in derived:
+                if len(rebuild.made) >= limits.REBUILD_CUBES_MAX or held > limits.REBUILD_BYTES_MAX:
+                    break
                 inside = namespace is not None and (cube.namespace + "/").startswith(namespace + "/")
                 if not inside and (made := rebuild.successor(cube)) is not None:
                     rebuild.made[cube.cube_id] = made
+                    held += made.stored
         named = [cube.cube_id for cube in (derived if namespace is not None else [*roots, *derived])]
         rebuilt = [[old, made.new_id] for old, made in rebuild.made.items()]
         shred = Draft(ev.SHREDDED, [namespace, named, rebuilt, call.args_hash])

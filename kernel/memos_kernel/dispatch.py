@@ -26,6 +26,7 @@ from memos_syscalls import limits
 from memos_syscalls import messages as m
 from memos_syscalls.errors import (
     MemAgain,
+    MemCanceled,
     MemDenied,
     MemError,
     MemInvalid,
@@ -69,7 +70,7 @@ WRITES_SECONDS: Final = 0.001
 LONG_ITEMS: Final = 48
 LONG_BYTES: Final = limits.PAYLOAD_CHUNK_BYTES // 2
 """Decisions over more items or longer contents run in a thread, so that no turn of the loop grows long."""
-EXPIRIES_PER_RECORD: Final = 1024
+EXPIRIES_PER_RECORD: Final = 128
 
 
 class Kernel(Commits):
@@ -98,6 +99,7 @@ class Kernel(Commits):
         """Offset at which this kernel began to serve."""
         self.connections: Callable[[], int] = lambda: 0
         self.long_reads = LongReads(self.spawn)
+        self.large_writes = LongReads(self.spawn)
         self._turn_until = 0.0
         self._going_on = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -124,7 +126,10 @@ class Kernel(Commits):
                 await asyncio.sleep(0.01)
             self.stopped = STOPPING
             self.checkpoint_now()
-            await self.drained()
+            try:
+                await self.drained()
+            except OSError as error:
+                log_.error("the end of the log was not signed: %s", error)
         await self.effects.close()
         for task in list(self.tasks):
             task.cancel()
@@ -182,7 +187,7 @@ class Kernel(Commits):
     def unexpected(self, turn: Turn, error: BaseException) -> None:
         """A defect of ours: the caller gets an answer, the log a trace; if state was being changed, the kernel stops."""
         log_.error("%s failed unexpectedly", turn.syscall.name, exc_info=error)
-        if self.tables.changes or self.tables.payloads:
+        if turn.appended or (self.tables.changes and not self.gate_closed):
             self.fatal(f"{turn.syscall.name} failed while it changed the state", error)
         turn.fail(
             MemIO(f"the kernel failed inside {turn.syscall.name}: {type(error).__name__}", "Report this with the kernel's log.")
@@ -204,6 +209,13 @@ class Kernel(Commits):
         if self.disk_full and write.turn.syscall.name not in ("mem_free", "mem_shred"):
             raise MemNoSpace("the disk that holds the data directory is nearly full")
         write.contents = contents_of(write.request, mapped)
+        if isinstance(write.request, (m.MemAlloc, m.MemWrite)) and any(crypto.is_chunked(len(c)) for c in write.contents):
+            self.large_writes.submit(write.turn, lambda: self._write_large(write))
+            return
+        self._wait_in_line(write)
+
+    def _wait_in_line(self, write: Write) -> None:
+        """Decide now, or when those that came before have been decided."""
         if self.line or self.gate_closed or self._turn_is_spent():
             self.line.append(lambda: self._guarded(write.turn, lambda: self._write_now(write)))
             self._go_on()
@@ -250,7 +262,8 @@ class Kernel(Commits):
             self.refill()
         time = self.chain.next_time(self.clock.now())
         try:
-            decision = self.decisions[type(request)](self.tables, self._decidable(write, time, Fresh(self.vault, time)))
+            fresh = Fresh(self.vault, time, write.slot)
+            decision = self.decisions[type(request)](self.tables, self._decidable(write, time, fresh))
             sealed = self._seal(write, decision, time)
         except OutOfSlots:
             self.vault.given_up()
@@ -288,7 +301,7 @@ class Kernel(Commits):
             return any(True for of in (self.tables.derived, self.tables.forks) for _ in of(cube_id))
         if write.turn.syscall.number in LONGS or len(write.contents) > LONG_ITEMS:
             return True
-        return any(len(content) > LONG_BYTES for content in write.contents)
+        return any(len(content) > LONG_BYTES for content in write.contents if not isinstance(content, SealedContent))
 
     # -- long writes -------------------------------------------------------------------------------------------------
 
@@ -303,10 +316,7 @@ class Kernel(Commits):
         turn = write.turn
         try:
             await self.drained()
-            while self.vault.free_slots < max(len(write.contents) + SPARE_SLOTS, LOW_SLOTS) and self.stopped is None:
-                await self.refilled()
-            time = self.chain.next_time(self.clock.now())
-            decision, sealed = await self._decide_long(write, time)
+            decision, sealed = await self._decide_long(write)
             if turn.finished or self.stopped is not None:
                 self._drop()
                 turn.fail(MemAgain(self.stopped or "the call was given up"))
@@ -315,9 +325,6 @@ class Kernel(Commits):
             turn.appended = True
             await asyncio.to_thread(apply, self.tables, sealed.record)
             self.enqueue(sealed, turn, decision)
-        except OutOfSlots:
-            self._drop()
-            turn.fail(MemAgain("the call needs more keys than are prepared"))
         except MemError as error:
             self._drop()
             turn.fail(error)
@@ -328,41 +335,95 @@ class Kernel(Commits):
             self.gate_closed = False
             self._go_on()
 
-    async def _decide_long(self, write: Write, time: int) -> tuple[Decision, Sealed]:
-        decide = self.decisions[type(write.request)]
-        contents, given = write.contents, None
-        if isinstance(write.request, (m.MemAlloc, m.MemWrite)) and contents and crypto.is_chunked(len(contents[0])):
-            given = self._slot_for(write.request)
-            # Refused now rather than after its content was stored: a decision has no effects, so it can be tried.
+    async def _decide_long(self, write: Write) -> tuple[Decision, Sealed]:
+        """Decide and seal in a thread; a decision that needs more slots than are ready is made again with more."""
+        needed = max(len(write.contents) + SPARE_SLOTS, LOW_SLOTS)
+        while True:
+            while self.vault.free_slots < needed and self.stopped is None:
+                await self.refilled(needed)
+            time = self.chain.next_time(self.clock.now())
+
+            def in_thread(time: int = time) -> tuple[Decision, Sealed]:
+                fresh = Fresh(self.vault, time, write.slot)
+                decision = self.decisions[type(write.request)](self.tables, self._decidable(write, time, fresh))
+                return decision, self._seal(write, decision, time)
+
+            try:
+                return await asyncio.to_thread(in_thread)
+            except OutOfSlots:
+                self._drop()
+                needed *= 2
+
+    # -- large contents ----------------------------------------------------------------------------------------------
+
+    async def _write_large(self, write: Write) -> None:
+        """Content over one chunk is checked, sealed and stored before its write takes its place in the line."""
+        turn, content = write.turn, write.contents[0]
+        stored: list[bytes] = []
+        reserved: Slot | None = None
+        try:
             await asyncio.to_thread(write.args_hash)
             if contents_are_text(write.request):
-                await asyncio.to_thread(check_text, contents[0])
-            decide(self.tables, self._decidable(write, time, Fresh(self.vault, time, given), [b""]))
-            contents = [await asyncio.to_thread(self._store_large_in_thread, contents[0], given)]
+                await asyncio.to_thread(check_text, content)
+            while not self.vault.free_slots and self.stopped is None:
+                await self.refilled(LOW_SLOTS)
+            slot = self._slot_of(write.request)
+            if slot is None:
+                slot = reserved = self.vault.reserve_slot()
+            self._try(write, slot)
+            sealed = await asyncio.to_thread(self._store_large_in_thread, content, slot, stored)
+            if turn.finished:
+                raise MemCanceled("the call was given up")
+            write.contents, write.slot = [sealed], slot
+            turn.on_end = lambda: self._end_large(write, stored, reserved)
+            self._guarded(turn, lambda: self._wait_in_line(write))
+        except MemError as error:
+            self._end_large(write, stored, reserved)
+            self._refuse(turn, error, True)
+        except asyncio.CancelledError:
+            self._end_large(write, stored, reserved)
+            turn.fail(MemCanceled("the call was cancelled"))
+            raise
+        except Exception as error:
+            self._end_large(write, stored, reserved)
+            self.unexpected(turn, error)
 
-        def in_thread() -> tuple[Decision, Sealed]:
-            decision = decide(self.tables, self._decidable(write, time, Fresh(self.vault, time, given), contents))
-            return decision, self._seal(write, decision, time)
+    def _try(self, write: Write, slot: Slot) -> None:
+        """Refuse now rather than after the content was stored: a decision has no effects, so it can be tried."""
+        time = self.chain.next_time(self.clock.now())
+        self.decisions[type(write.request)](self.tables, self._decidable(write, time, Fresh(self.vault, time, slot), [b""]))
+        self.vault.given_up()
 
-        return await asyncio.to_thread(in_thread)
+    def _end_large(self, write: Write, stored: list[bytes], reserved: Slot | None) -> None:
+        """The write did not come to a record: what was stored for it goes, and its slot is free again."""
+        if write.turn.appended:
+            return
+        batch = Batch()
+        for key in stored:
+            batch.put(PAYLOAD, key, None)
+        stored.clear()
+        self.in_thread(lambda: self.store.write(batch), self._key_store_written)
+        if reserved is not None:
+            self.vault.release(reserved)
 
     def _drop(self) -> None:
         """Forget what a decision made that was not applied."""
         self.tables.payloads.clear()
         self.vault.given_up()
 
-    def _slot_for(self, request: Any) -> Slot:
-        """The slot that a cube's large content goes under: its own, or a fresh one."""
+    def _slot_of(self, request: Any) -> Slot | None:
+        """The slot that a cube's content goes under; None when it has none yet."""
         cube = self.tables.cube(raw_id(request.cube_id)) if isinstance(request, m.MemWrite) else None
-        return cube.slot if cube is not None and cube.slot is not None else self.vault.take_slot()
+        return cube.slot if cube is not None else None
 
-    def _store_large_in_thread(self, content: Any, slot: Slot) -> SealedContent:
+    def _store_large_in_thread(self, content: Any, slot: Slot, stored: list[bytes]) -> SealedContent:
         """Chunks are durable before the record that names them."""
 
         def store(key: bytes, chunk: bytes) -> None:
             batch = Batch()
             batch.put(PAYLOAD, key, chunk)
             self.store.write(batch)
+            stored.append(key)
 
         sealed = self.vault.seal_large(memoryview(content), slot, store)
         self.store.sync()

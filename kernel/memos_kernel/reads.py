@@ -294,7 +294,7 @@ async def mem_list(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
 
 
 async def mem_history(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    access = Access(kernel.view, turn.peer.caller)
+    access = Access(kernel.frozen_view(), turn.peer.caller)
     cube = access.cube(request.cube_id)
     versions: list[dict[str, Any]] = []
     breath = Breath()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from memos_syscalls import limits, wire
-from memos_syscalls.errors import MemBusy, MemCanceled, MemDenied, MemError, MemInvalid, MemProtocol
+from memos_syscalls.errors import MemBusy, MemCanceled, MemDenied, MemError, MemProtocol
 from memos_syscalls.table import BY_NAME
 
 from . import __version__
@@ -37,6 +37,7 @@ HELLO: Final = BY_NAME["sys_hello"].number
 WATCH: Final = BY_NAME["mem_watch"].number
 RECV_BYTES: Final = 256 * 1024
 FRAMES_PER_TURN: Final = 16
+TURN_SECONDS: Final = 0.001
 LINGER_NS: Final = 80_000
 """After a read the loop looks again for this long before it sleeps: on virtual machines a wake-up outlasts a read."""
 OVERFLOW_UID: Final = 65534
@@ -124,8 +125,9 @@ class Connection:
     def _serve(self) -> None:
         """Take frames in order, until none is left or it is another connection's turn."""
         self._serving = False
+        until = time.perf_counter() + TURN_SECONDS
         for _ in range(FRAMES_PER_TURN):
-            if not self._frames or self.closed:
+            if not self._frames or self.closed or time.perf_counter() > until:
                 break
             if (
                 self._inflight >= limits.INFLIGHT_PER_CONNECTION_MAX
@@ -137,6 +139,8 @@ class Connection:
                 return
             try:
                 frame = self._frames.popleft()
+                if not self._greeted and len(frame) > limits.HELLO_BYTES_MAX:
+                    raise MemProtocol("the first call on a connection is sys_hello, and it is short")
                 call_id, number, args = wire.parse_request(frame)
             except MemError as error:
                 self._malformed(error)
@@ -175,6 +179,8 @@ class Connection:
             # The descriptors of a frame arrive with its first byte, so the oldest ones are this frame's.
             fds = [self._descriptors.popleft() for _ in range(min(len(self._descriptors), _descriptors_in(args)))]
             try:
+                if self._server.mappings + len(fds) > limits.MAPPINGS_MAX:
+                    raise MemBusy("too many descriptors are in progress")
                 contents = [mapped(fd) for fd in fds]
                 mapped_bytes = sum(len(content) for content in contents)
                 if self._server.mapped_bytes(self.caller.principal, 0) + mapped_bytes > limits.MAPPED_BYTES_PER_PRINCIPAL_MAX:
@@ -194,9 +200,12 @@ class Connection:
             self._watches += number == WATCH
             turn.size, turn.mapped = size, mapped_bytes
             self._inflight_bytes += size
-            if mapped_bytes:
+            turn.mappings = len(contents)
+            if contents:
+                self._server.mappings += len(contents)
                 self._server.mapped_bytes(self.caller.principal, mapped_bytes)
-            if turn.cancel is not None and number != WATCH:
+            if (turn.cancel is not None or number not in WRITES) and number != WATCH:
+                # Those that run as tasks, and reads that wait for a write: each may end in a large reply.
                 turn.long = True
                 self._long += 1
 
@@ -232,10 +241,7 @@ class Connection:
     # -- Peer --------------------------------------------------------------------------------------------------------
 
     def send_reply(self, call_id: int, result: dict[str, Any], fds: list[int] | None = None) -> None:
-        try:
-            self._send(wire.pack_reply(call_id, result), fds or [])
-        except MemError as error:
-            self.send_error(call_id, MemInvalid(f"the answer is too large: {error.detail}", "Ask for fewer items."))
+        self._send(wire.pack_reply(call_id, result), fds or [])
 
     def send_error(self, call_id: int, error: MemError) -> None:
         self._send(wire.pack_error(call_id, error.number, error.to_wire()), [])
@@ -249,7 +255,8 @@ class Connection:
         if turn is not None:
             self._watches -= turn.syscall.number == WATCH
             self._inflight_bytes -= turn.size
-            if turn.mapped:
+            if turn.mappings:
+                self._server.mappings -= turn.mappings
                 self._server.mapped_bytes(self.caller.principal, -turn.mapped)
             if turn.long:
                 self._long -= 1
@@ -404,6 +411,8 @@ class Server:
         self.corked = False
         self.dirty: set[Connection] = set()
         self._mapped: dict[str, int] = {}
+        self.mappings = 0
+        """Descriptors that calls in progress hold, of everybody: the process may have a bounded number."""
         kernel.cork, kernel.uncork = self.cork, self.uncork
         self._group = group
         self._sock: socket.socket | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from memos_syscalls.errors import MemError, MemTimeout, Outcome
+from memos_syscalls.errors import MemError, MemTimeout, MemTooLarge, Outcome
 from memos_syscalls.table import Syscall
 
 from .governance import Caller
@@ -42,19 +43,9 @@ class Turn:
     """Answers exactly once; whatever comes later is dropped."""
 
     __slots__ = (
-        "appended",
-        "call_id",
-        "cancel",
-        "finished",
-        "long",
-        "mapped",
-        "peer",
-        "size",
-        "started",
-        "stats",
-        "syscall",
-        "timer",
-    )
+        "appended", "call_id", "cancel", "finished", "long", "mapped", "mappings", "on_end", "peer", "size", "started", "stats",
+        "syscall", "timer",
+    )  # fmt: skip
 
     def __init__(self, peer: Peer, call_id: int, syscall: Syscall, stats: Any) -> None:
         self.peer = peer
@@ -69,8 +60,11 @@ class Turn:
         """Counted by its connection among the calls that run as tasks."""
         self.size = 0
         """Bytes of the request, as its connection counts them."""
+        self.mappings = 0
         self.mapped = 0
         """Bytes of the descriptors that came with it."""
+        self.on_end: Callable[[], None] | None = None
+        """Clears away what was made for the call, if it ends without a record."""
         self.cancel: Any = None
         """Task to cancel when the caller goes away or says so."""
         self.timer: Any = None
@@ -78,7 +72,14 @@ class Turn:
     def answer(self, result: dict[str, Any], fds: list[int] | None = None) -> None:
         if not self.finished:
             self._finish(False)
-            self.peer.send_reply(self.call_id, result, fds)
+            try:
+                self.peer.send_reply(self.call_id, result, fds)
+            except MemTooLarge as error:
+                outcome: Outcome = "unknown" if self.appended else "none"
+                advice = "It is done; ask for what you need of it in parts." if self.appended else "Ask for fewer items."
+                self.peer.send_error(
+                    self.call_id, MemTooLarge(f"the answer is too large: {error.detail}", advice, outcome=outcome)
+                )
 
     def fail(self, error: MemError) -> None:
         if not self.finished:
@@ -102,5 +103,7 @@ class Turn:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        if self.on_end is not None and not self.appended:
+            self.on_end()
         self.stats.add(time.perf_counter_ns() - self.started, error)
         self.peer.done(self.call_id)

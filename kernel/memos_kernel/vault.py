@@ -43,6 +43,8 @@ class Opened(NamedTuple):
     version: Version
     private: Private
     content: bytes
+    size: int = 0
+    """Bytes that it takes in RAM, about."""
 
 
 class SealedContent(NamedTuple):
@@ -91,6 +93,18 @@ class Vault:
         self._remember(slot, key)
         self._taken.append((slot, key))
         return slot
+
+    def reserve_slot(self) -> Slot:
+        """A slot for content that is stored before its decision; `release` it if there is none."""
+        slot = self.take_slot()
+        self._taken.pop()
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """Take back a reserved slot that nothing names."""
+        key = self._key(slot)
+        if key is not None:
+            self._free.appendleft((slot, key))
 
     def kept(self) -> None:
         """The decision that was being made goes into a record."""
@@ -266,7 +280,10 @@ class Vault:
     def cached(self, cube_id: bytes, version: int) -> Opened | None:
         """A version that was opened lately, without looking at the disk."""
         opened = self._opened.get((cube_id, version))
-        return None if opened is None or opened.version.payload_slot in self._destroyed else opened
+        return None if opened is None or self._is_gone(opened.version) else opened
+
+    def _is_gone(self, version: Version) -> bool:
+        return version.payload_slot in self._destroyed or version.slot in self._destroyed
 
     def open(self, view: View, cube: Cube, version: int) -> Opened | None:
         """A version, decrypted; None when the cube has no such version. Raises as the two above."""
@@ -277,23 +294,23 @@ class Vault:
         if found is None:
             return None
         row, sealed = found
-        opened = Opened(row, self.open_private(row, sealed), self.open_content(row))
+        content = self.open_content(row)
+        opened = Opened(row, self.open_private(row, sealed), content, len(content) + 4 * len(sealed) + 1024)
         self.keep((cube.cube_id, version), opened)
         return opened
 
     def keep(self, key: tuple[bytes, int], opened: Opened) -> None:
         """Remember a decrypted version."""
-        size = len(opened.content) + 512
-        if size > limits.DECODED_CACHE_BYTES // 16:
+        if opened.size > limits.DECODED_CACHE_BYTES // 16:
             return
         with self._lock:
-            if key in self._opened or opened.version.payload_slot in self._destroyed:
+            if key in self._opened or self._is_gone(opened.version):
                 return
             self._opened[key] = opened
-            self.opened_bytes += size
+            self.opened_bytes += opened.size
             while self.opened_bytes > limits.DECODED_CACHE_BYTES:
                 _key, old = self._opened.popitem(last=False)
-                self.opened_bytes -= len(old.content) + 512
+                self.opened_bytes -= old.size
 
     def forget(self, cube_ids: set[bytes], slots: set[Slot]) -> None:
         """Drop decrypted versions of these cubes, and of any cube (a fork) whose content these keys sealed."""
@@ -301,8 +318,8 @@ class Vault:
             self._destroyed |= slots
             for slot in slots:
                 self._keyring.pop(slot, None)
-            for key in [k for k, o in self._opened.items() if k[0] in cube_ids or o.version.payload_slot in slots]:
-                self.opened_bytes -= len(self._opened.pop(key).content) + 512
+            for key in [k for k, o in self._opened.items() if k[0] in cube_ids or self._is_gone(o.version)]:
+                self.opened_bytes -= self._opened.pop(key).size
 
 
 class ViewOpener:

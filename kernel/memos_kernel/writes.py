@@ -22,7 +22,7 @@ from .vault import Vault
 class Write:
     """A mutating call on its way to a decision."""
 
-    __slots__ = ("_hash", "args", "contents", "mac", "request", "turn")
+    __slots__ = ("_hash", "args", "contents", "mac", "request", "slot", "turn")
 
     def __init__(self, turn: Turn, request: Any, args: dict[str, Any]) -> None:
         self.turn = turn
@@ -32,6 +32,8 @@ class Write:
         """Contents as bytes, or as mapped descriptors: one, or one for each item."""
         self.mac: bytes | None = None
         """MAC of the request id."""
+        self.slot: Slot | None = None
+        """Key that stored content is sealed under."""
         self._hash: bytes | None = None
 
     def args_hash(self) -> bytes:

@@ -17,6 +17,11 @@ ABI: Final = 1
 # The wire.
 FRAME_BYTES_MAX: Final = 4 * MIB
 """Largest body of one wire frame; a longer length word is `EMSGSIZE` and closes the connection."""
+WIRE_VALUES_MIN: Final = 16 * KIB
+WIRE_BYTES_PER_VALUE: Final = 8
+"""A body of n bytes unpacks to at most WIRE_VALUES_MIN + n / WIRE_BYTES_PER_VALUE values."""
+HELLO_BYTES_MAX: Final = 8 * KIB
+"""Largest frame before hello was said."""
 WIRE_DEPTH_MAX: Final = 24
 """Deepest nesting of arrays and maps that a request may have."""
 FDS_PER_FRAME_MAX: Final = 4
@@ -25,6 +30,7 @@ INFLIGHT_PER_CONNECTION_MAX: Final = 1024
 INFLIGHT_BYTES_MAX: Final = 32 * MIB
 """Bytes of requests in progress on one connection before the kernel stops reading from it."""
 MAPPED_BYTES_PER_PRINCIPAL_MAX: Final = 4 * GIB
+MAPPINGS_MAX: Final = 4096
 LONG_PER_CONNECTION_MAX: Final = 32
 """Of those, calls that run as tasks (searches, listings, large contents) and whose replies may be large."""
 OUTBOX_BYTES_MAX: Final = 8 * MIB
@@ -91,6 +97,9 @@ TURN_MS_MAX: Final = 5
 
 # Storage.
 KEY_SLOTS_PER_BLOCK: Final = 1024
+REBUILD_CUBES_MAX: Final = 256
+REBUILD_BYTES_MAX: Final = 384 * KIB
+"""Derived cubes, and bytes of text, that one shred makes again; what is beyond is erased and not made again."""
 SEGMENT_CUBES_MAX: Final = 4096
 """Cubes that one encrypted index segment may list."""
 DISK_RESERVE_BYTES_DEFAULT: Final = 256 * MIB

@@ -51,20 +51,39 @@ def pack_item(call_id: int, item: dict[str, Any]) -> bytes:
     return pack((call_id, STREAM_ITEM, item))
 
 
+class _Budget:
+    """Counts what a large body unpacks to while it unpacks, so that a flood of tiny values ends early."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, size: int) -> None:
+        self.left = limits.WIRE_VALUES_MIN + size // limits.WIRE_BYTES_PER_VALUE
+
+    def count(self, value: Any) -> Any:
+        self.left -= len(value) + 1
+        if self.left < 0:
+            raise ValueError("more values than a body of this size may hold")
+        return value
+
+
 def unpack(body: bytes | memoryview) -> Any:
     """The structure in one body; hostile bytes raise `MemProtocol`."""
     try:
-        return msgpack.unpackb(body, raw=False, strict_map_key=True, max_ext_len=0)
+        if len(body) <= limits.WIRE_VALUES_MIN:
+            return msgpack.unpackb(body, raw=False, strict_map_key=True, max_ext_len=0)
+        count = _Budget(len(body)).count
+        return msgpack.unpackb(
+            body, raw=False, strict_map_key=True, max_ext_len=0, max_array_len=limits.EMBEDDING_DIMS_MAX,
+            max_map_len=limits.EMBEDDING_DIMS_MAX, object_hook=count, list_hook=count,
+        )  # fmt: skip
     except (ValueError, msgpack.UnpackException, TypeError, RecursionError, UnicodeDecodeError) as error:
-        raise MemProtocol(f"the frame is not MessagePack ({type(error).__name__})") from error
+        raise MemProtocol(f"the frame is not MessagePack, or not a request ({type(error).__name__})") from error
 
 
 def _deep(value: Any, depth: int) -> bool:
-    if isinstance(value, dict):
-        return depth == 0 or any(_deep(v, depth - 1) for v in value.values())
-    if isinstance(value, list):
-        return depth == 0 or any(_deep(v, depth - 1) for v in value)
-    return False
+    inner = value.values() if isinstance(value, dict) else value
+    nested = [v for v in inner if type(v) is dict or type(v) is list]
+    return bool(nested) and (depth <= 1 or any(_deep(v, depth - 1) for v in nested))
 
 
 def parse_request(body: bytes | memoryview) -> tuple[int, int, dict[str, Any]]:

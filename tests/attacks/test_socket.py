@@ -288,12 +288,14 @@ def test_a_thousand_calls_in_flight_and_a_close_leave_nothing_behind(daemon: Dae
     assert len({cube["cube_id"] for cube in left}) == len(left) <= limits.INFLIGHT_PER_CONNECTION_MAX
 
 
-def test_many_calls_under_one_id_are_each_answered(daemon: Daemon) -> None:
+def test_a_call_id_that_is_in_use_closes_the_connection_and_one_that_is_free_again_does_not(daemon: Daemon) -> None:
     with Wire(daemon.socket) as wire:
-        wire.send(wire_request(9, BY_NAME["sys_info"].number, {}) * 50)
+        for _ in range(50):
+            wire.send(wire_request(9, BY_NAME["mem_list"].number, {"name": "kept"}))
+            assert wire.receive()[0] == 9
         wire.send(wire_request(9, BY_NAME["mem_alloc"].number, {"namespace": "same", "content": "x"}) * 50)
-        wire.send(wire_request(9, BY_NAME["mem_list"].number, {"name": "kept"}) * 50)
-        assert [wire.receive()[0] for _ in range(150)] == [9] * 150
+        answers = wire.ends()
+        assert [answer[:2] for answer in answers if answer[0] != 9] == [(0, PROTOCOL)]
 
 
 # -- descriptors -----------------------------------------------------------------------------------------------------

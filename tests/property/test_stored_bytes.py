@@ -21,8 +21,15 @@ from memos_kernel.state import Tables
 from memos_kernel.upcast import current
 
 
+class Log(dict[str, list[bytes]]):
+    """Stored bytes by kind, shown short."""
+
+    def __repr__(self) -> str:
+        return "a log"
+
+
 @pytest.fixture(scope="module")
-def log() -> dict[str, list[bytes]]:
+def log() -> Log:
     """Frames, records and claims of a log with every event in it, and a receipt."""
     with Inside() as k:
         a = k("mem_alloc", namespace="alice", content="one", tags=["t"], metadata={"a": [1, {"b": 2}]}, ttl_s=5)["cube_id"]
@@ -41,10 +48,10 @@ def log() -> dict[str, list[bytes]]:
         k.reopen()
         names = {event.name for _raw, record in records(k.log) for event in record.events}
         assert names == set(ev.EVENTS)
-        return {
+        return Log({
             "frame": list(k.log.frames(0)), "record": [raw for raw, _record in records(k.log)],
             "claim": list(k.log.claims()), "receipt": [receipt],
-        }  # fmt: skip
+        })  # fmt: skip
 
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {
@@ -72,7 +79,7 @@ def damage(data: bytes, draw: Callable[[Any], Any]) -> bytes:
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_stored_bytes_decode_and_encode_to_themselves(kind: str, log: dict[str, list[bytes]]) -> None:
+def test_stored_bytes_decode_and_encode_to_themselves(kind: str, log: Log) -> None:
     for data in log[kind]:
         found = DECODERS[kind](data)
         assert ev.pack(found) == data
@@ -81,7 +88,7 @@ def test_stored_bytes_decode_and_encode_to_themselves(kind: str, log: dict[str, 
 @pytest.mark.parametrize("kind", DECODERS)
 @settings(max_examples=150)
 @given(data=st.data())
-def test_damaged_bytes_decode_or_are_called_damaged(kind: str, log: dict[str, list[bytes]], data: st.DataObject) -> None:
+def test_damaged_bytes_decode_or_are_called_damaged(kind: str, log: Log, data: st.DataObject) -> None:
     changed = damage(data.draw(st.sampled_from(log[kind])), data.draw)
     try:
         DECODERS[kind](changed)
@@ -100,7 +107,7 @@ def test_any_bytes_decode_or_are_called_damaged(kind: str, data: bytes) -> None:
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_a_damaged_record_applies_or_is_called_damaged(log: dict[str, list[bytes]], data: st.DataObject) -> None:
+def test_a_damaged_record_applies_or_is_called_damaged(log: Log, data: st.DataObject) -> None:
     """A record that decodes but means nothing must not pass as anything but damage."""
     at = data.draw(st.integers(0, len(log["record"]) - 1))
     tables = Tables(MemoryReader(), 0)
