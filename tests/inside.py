@@ -178,7 +178,8 @@ class Inside:
             keystore.close()
         self.keystores = ()
         if self._database is not None:
-            # Snapshots and cursors keep a database open; they go with the kernel.
+            # Snapshots and cursors keep a database open; they go with the kernel, and with the errors it answered.
+            self.peers.clear()
             for part in ("kernel", "log", "store"):
                 self.__dict__.pop(part, None)
             gc.collect()

@@ -20,11 +20,13 @@ from .state import META_CHECKPOINT, Cube, Namespace, Tables, Version, cube_id_of
 def apply(tables: Tables, record: Record) -> None:
     """Change the tables as the record says. The caller keeps `META_APPLIED`, which is about the log, not the state."""
     for event in record.events:
+        rule = RULES.get(event.name)
+        if rule is None:
+            raise Damaged(f"record {record.seq} holds an event that this kernel does not know: {event.name}")
         try:
-            rule = RULES[event.name]
-        except KeyError:
-            raise Damaged(f"record {record.seq} holds an event that this kernel does not know: {event.name}") from None
-        rule(tables, record, event)
+            rule(tables, record, event)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            raise Damaged(f"record {record.seq} holds a {event.name} that makes no sense ({type(error).__name__})") from error
     if record.request_mac is not None:
         tables.put(b"r" + record.request_mac, u64(record.seq))
 

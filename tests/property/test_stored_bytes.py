@@ -120,6 +120,23 @@ def test_a_damaged_record_applies_or_is_called_damaged(log: Log, data: st.DataOb
         assert str(error)
 
 
+def test_an_event_with_a_field_of_a_wrong_kind_is_called_damaged_or_changes_as_it_says(log: Log) -> None:
+    for at, raw in enumerate(log["record"]):
+        record = ev.decode_record(raw)
+        for event_at, event in enumerate(record.events):
+            for field_at in range(len(event.fields)):
+                for wrong in (None, 7, "text", b"x", [], [[]], [[1, 2, 3]], -1):
+                    fields = [wrong if n == field_at else field for n, field in enumerate(event.fields)]
+                    events = [event._replace(fields=fields) if n == event_at else e for n, e in enumerate(record.events)]
+                    tables = Tables(MemoryReader(), 0)
+                    for earlier in log["record"][:at]:
+                        apply(tables, current(ev.decode_record(earlier)))
+                    try:
+                        apply(tables, current(record._replace(events=events)))
+                    except Damaged as error:
+                        assert str(error)
+
+
 @given(st.data())
 def test_a_changed_frame_fails_its_mac(data: st.DataObject) -> None:
     key = data.draw(st.binary(min_size=32, max_size=32))
@@ -145,6 +162,8 @@ privates = st.builds(
     valid_from=st.none() | st.integers(-(2**63), 2**63 - 1),
     embedding=st.none() | st.binary(max_size=16),
     recipe=st.none(),
+    priority=st.integers(-100, 100),
+    valid_to=st.none(),
 )
 
 

@@ -199,17 +199,56 @@ def test_adding_a_document_again_changes_nothing() -> None:
     assert index.documents == 2
 
 
-def test_vectors_of_another_size_or_without_direction_are_refused() -> None:
+def test_vectors_without_direction_are_refused() -> None:
     index = filled(doc(1, "dog"), doc(2, "cat"))
-    index.set_vector(cube(1), 1, [1.0, 2.0])
-    for refused in ([1.0], [1.0, 2.0, 3.0]):
-        with pytest.raises(MemModel):
-            index.set_vector(cube(2), 1, refused)
-        with pytest.raises(MemModel):
-            index.search(SearchQuery("dog", refused), anyone)
     for refused in ([0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0]):
         with pytest.raises(MemInvalid):
             index.set_vector(cube(2), 1, refused)
+        with pytest.raises(MemInvalid):
+            index.search(SearchQuery("dog", refused), anyone)
+    matrix = DenseIndex()
+    matrix.put(0, np.ones((1, 2), np.int8))
+    with pytest.raises(MemModel):
+        matrix.put(0, np.ones((1, 3), np.int8))
+
+
+def test_vectors_of_different_sizes_live_beside_each_other() -> None:
+    index = filled(*(doc(n, f"dog {n}") for n in range(1, 41)))
+    for n in range(1, 41):
+        assert index.set_vector(cube(n), 1, [1.0] * (n % 4 + 1))
+    assert (index.vectors, index.missing_vectors()) == (40, [])
+    for size in range(1, 5):
+        hits = index.search(SearchQuery("", [1.0] * size, k=50, mode="dense"), anyone)
+        assert set(ids(hits)) == {cube(n) for n in range(1, 41) if n % 4 + 1 == size}
+    assert index.search(SearchQuery("", [1.0] * 5, mode="dense"), anyone) == []
+    assert found(index, "dog", vector=[1.0] * 5, k=50) == {cube(n) for n in range(1, 41)}
+    assert index.sizes([(cube(n), 1) for n in range(1, 6)]) == [2, 3, 4, 1, 2]
+    # A document that gets a vector of another size leaves no trace in the first matrix.
+    assert index.set_vector(cube(1), 1, [1.0, 1.0, 1.0])
+    assert cube(1) not in found(index, "", vector=[1.0, 1.0], k=50) and index.vectors == 40
+    index.remove([cube(2)])
+    assert cube(2) not in found(index, "", vector=[1.0] * 3, k=50, past=True)
+
+
+def test_a_fixed_size_leaves_others_out_and_their_documents_wait_again() -> None:
+    index = filled(doc(1, "a"), doc(2, "b"), doc(3, "c"))
+    index.set_vector(cube(1), 1, [1.0])
+    index.set_vector(cube(2), 1, [1.0, 0.0])
+    index.fix_dims(2)
+    assert (index.dims, index.vectors, index.missing_vectors()) == (2, 1, [(cube(1), 1), (cube(3), 1)])
+    assert not index.set_vector(cube(1), 1, [1.0]) and index.set_vector(cube(1), 1, [0.0, 1.0])
+    index.add([doc(4, "d")], np.ones((1, 7), np.int8))
+    index.give_up_vector(cube(3), 1)
+    assert index.missing_vectors() == [(cube(4), 1)] and index.oldest_missing() is not None
+    assert found(index, "", vector=[1.0]) == set()
+    index.set_vector(cube(3), 1, [1.0, 1.0])
+    assert index.vectors == 3
+
+
+def test_explanations_show_scores_only_when_asked() -> None:
+    index = filled(doc(1, "dog"))
+    hit = index.search(SearchQuery("dog", explain=True, scores=False), anyone)[0]
+    assert hit.why is not None and hit.why["lexical"] == {"rank": 1, "terms": ["dog"]}
 
 
 def test_int8_cosines_are_close_and_the_same_for_few_rows_and_all() -> None:

@@ -7,6 +7,7 @@
 - `check(cube_id, version)` has the last word on each candidate before it gets a rank: what the caller may not see
   neither appears nor takes a rank. It must answer False for cubes it does not know (one may be removed meanwhile).
   Each retriever deepens until k candidates pass or none is left.
+- A query's vector meets the vectors of its own size; `fix_dims` leaves one size, an embedder's, and drops the others.
 - Candidates of both retrievers are unioned, then ranked by RRF; ties stand in order of cube id.
 - One lock guards the columns while they change. A search holds it only to take its mask; scoring runs outside. `add`
   holds it for the columns alone (1 µs a document); writing words takes a lock of its own, for which searches by words wait.
@@ -26,14 +27,13 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .dense import DenseIndex, Int8
+from .dense import Int8, Vector, Vectors, quantised
 from .documents import NONE, Document, Documents, Mask
 from .fusion import rrf
 from .lexical import LexicalIndex
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Check = Callable[[bytes, int], bool]
-Vector = NDArray[np.floating] | list[float] | tuple[float, ...]
 DEEPEN: Final = 4
 REMOVED_MIN: Final = 1024
 REMOVED_SHARE: Final = 0.1
@@ -43,7 +43,8 @@ DENSE_WEIGHT: Final = 0.7
 
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
-    """What to find. `scopes`: namespaces, each with all below it; None for all. `past`: all versions are candidates."""
+    """What to find. `scopes`: namespaces, each with all below it; None for all. `past`: all versions are candidates.
+    `scores`: whether an explanation may show lexical scores, which rest on statistics of all documents, of any owner."""
 
     text: str
     vector: Vector | None = None
@@ -56,6 +57,7 @@ class SearchQuery:
     past: bool = False
     pool: int = 50
     explain: bool = False
+    scores: bool = True
 
 
 class Hit(NamedTuple):
@@ -75,12 +77,12 @@ class _Ranking(NamedTuple):
 class PlaintextIndex:
     """Documents, their words and their vectors."""
 
-    def __init__(self) -> None:
+    def __init__(self, dims: int = 0) -> None:
         self._lock = threading.Lock()
         self._adding = threading.Lock()
         self._docs = Documents()
         self._lexical = LexicalIndex()
-        self._dense = DenseIndex()
+        self._vectors = Vectors(dims)
 
     def close(self) -> None:
         self._lexical.close()
@@ -92,12 +94,24 @@ class PlaintextIndex:
 
     @property
     def vectors(self) -> int:
-        return self._dense.vectors
+        with self._lock:
+            return self._vectors.count
 
     @property
     def dims(self) -> int:
-        """Components of a vector; 0 before the first."""
-        return self._dense.dims
+        """Components of a vector, if they are fixed, or of most vectors; 0 before the first."""
+        with self._lock:
+            return self._vectors.dims
+
+    @property
+    def fixed_dims(self) -> int:
+        """The only size of vectors that this index takes; 0 for any."""
+        return self._vectors.fixed
+
+    def fix_dims(self, dims: int) -> None:
+        """Takes vectors of this size alone from now on; documents with others wait for a vector again."""
+        with self._lock:
+            self._vectors.fix(dims)
 
     @property
     def needs_rebuild(self) -> bool:
@@ -105,9 +119,8 @@ class PlaintextIndex:
         return self._docs.removed > max(REMOVED_MIN, REMOVED_SHARE * self._docs.count)
 
     def add(self, documents: Sequence[Document], vectors: Int8 | None = None) -> None:
-        """Indexes documents, none of them live yet; those known already are skipped. A zero row is no vector."""
-        if vectors is not None and vectors.shape[1]:
-            self._dense.check_dims(vectors.shape[1])
+        """Indexes documents, none of them live yet; those known already are skipped. A zero row is no vector, and
+        neither is one of a size that is not taken."""
         with self._adding:
             fresh: dict[tuple[bytes, int], int] = {}
             with self._lock:
@@ -124,16 +137,22 @@ class PlaintextIndex:
             self._lexical.add([document.text for document in documents])
             with self._lock:
                 first = self._docs.append(documents)
+                self._vectors.reserve(self._docs.count)
                 if vectors is not None and vectors.shape[1]:
-                    self._dense.put(first, vectors)
+                    self._vectors.put(first, vectors)
 
     def set_vector(self, cube_id: bytes, version: int, vector: Vector) -> bool:
-        """Gives a document its vector; False when the document is not here (removed meanwhile)."""
+        """Gives a document its vector; False when the document is not here (removed meanwhile), or the size not taken."""
+        with self._lock:
+            number = self._docs.find(cube_id, version)
+            return number is not None and self._vectors.set(number, vector)
+
+    def give_up_vector(self, cube_id: bytes, version: int) -> None:
+        """No vector is to be had for a document: `missing_vectors` names it no longer."""
         with self._lock:
             number = self._docs.find(cube_id, version)
             if number is not None:
-                self._dense.set(number, vector)
-            return number is not None
+                self._vectors.give_up(number)
 
     def set_live(self, cube_id: bytes, version: int | None) -> bool:
         """Makes one version, or none, the one that searches in the present find; False when it is not here."""
@@ -145,13 +164,13 @@ class PlaintextIndex:
         with self._lock:
             for cube_id in cube_ids:
                 for number in self._docs.remove(cube_id):
-                    self._dense.clear(number)
+                    self._vectors.clear(number)
 
     def missing_vectors(self, limit: int | None = None) -> list[tuple[bytes, int]]:
         """Documents without a vector, the live ones first, then by age."""
         with self._lock:
             docs = self._docs
-            missing = ~self._dense.present(docs.count) & ~docs.column("removed")
+            missing = self._vectors.missing(docs.count) & ~docs.column("removed")
             live = docs.column("live")
             numbers = np.concatenate((np.flatnonzero(missing & live), np.flatnonzero(missing & ~live)))
             return [docs.key(int(number)) for number in numbers[:limit]]
@@ -160,14 +179,23 @@ class PlaintextIndex:
         """The log record of the oldest document that has no vector; None when all have one."""
         with self._lock:
             docs = self._docs
-            missing = ~self._dense.present(docs.count) & ~docs.column("removed")
+            missing = self._vectors.missing(docs.count) & ~docs.column("removed")
             return int(docs.column("seq")[missing].min()) if missing.any() else None
 
-    def packed_vectors(self, keys: Sequence[tuple[bytes, int]]) -> Int8:
-        """The quantised vectors of documents, for `segment.pack`; zero rows for those without."""
+    def sizes(self, keys: Sequence[tuple[bytes, int]]) -> list[int]:
+        """For each document how many components its vector has; 0 for none."""
         with self._lock:
             numbers = [self._docs.find(*key) for key in keys]
-            return self._dense.take(np.asarray([NONE if number is None else number for number in numbers], np.intp))
+            return [0 if number is None else self._vectors.size(number) for number in numbers]
+
+    def packed_vectors(self, keys: Sequence[tuple[bytes, int]], size: int | None = None) -> Int8:
+        """The quantised vectors of documents, for `segment.pack`; zero rows for those without one of this size."""
+        with self._lock:
+            numbers = [self._docs.find(*key) for key in keys]
+            return self._vectors.take(
+                np.asarray([NONE if number is None else number for number in numbers], np.intp),
+                self._vectors.dims if size is None else size,
+            )
 
     def search(self, query: SearchQuery, check: Check) -> list[Hit]:
         """The best k documents that pass the filters and `check`, best first."""
@@ -175,7 +203,8 @@ class PlaintextIndex:
             mask = self._docs.mask(
                 past=query.past, scopes=query.scopes, tags=query.tags, since=query.since, until=query.until
             )
-            present = self._dense.present(len(mask))
+            wanted = None if query.vector is None or query.mode == "lexical" else quantised(query.vector)
+            matrix, numbers, rows = self._vectors.select(mask, 0 if wanted is None else len(wanted))
         verdicts: dict[int, bool] = {}
 
         def passes(number: int) -> bool:
@@ -187,9 +216,8 @@ class PlaintextIndex:
         every_term = False
         if query.mode != "dense" and query.text.strip():
             lexical, every_term = self._lexical_ranking(query, mask, passes)
-        if query.mode != "lexical" and query.vector is not None:
-            numbers = np.flatnonzero(mask & present)
-            dense = self._ranking(self._dense.cosines(query.vector, numbers), numbers, query, passes)
+        if query.vector is not None and matrix is not None:
+            dense = self._ranking(matrix.cosines(query.vector, rows), numbers, query, passes)
         if not dense.numbers or not lexical.numbers:
             only = lexical if lexical.numbers else dense
             fused = rrf([only.numbers])
@@ -255,7 +283,9 @@ class PlaintextIndex:
         for number in best:
             why: dict[str, Any] = {"fusion": {"rrf": fused[number]}}
             if number in ranks[0]:
-                why["lexical"] = {"rank": ranks[0][number], "score": lexical.scores[number], "terms": words[number]}
+                why["lexical"] = {"rank": ranks[0][number], "terms": words[number]}
+                if query.scores:
+                    why["lexical"]["score"] = lexical.scores[number]
             if number in ranks[1]:
                 why["dense"] = {"rank": ranks[1][number], "cosine": dense.scores[number]}
             explained[number] = why

@@ -121,12 +121,13 @@ class LexicalIndex:
                 grown[:first] = self._chars[:first]
                 self._chars = grown
             self._chars[first:end] = [len(text) for text in texts]
+            # Wholly or not at all: commits, or rolls back what an exception cuts short.
+            with self._db:
+                self._db.execute("BEGIN")
+                self._db.executemany(
+                    "INSERT INTO docs(rowid, text) VALUES (?, ?)", zip(range(first, end), map(split_cjk, texts), strict=True)
+                )
             self._chars_total += int(self._chars[first:end].sum())
-            self._db.execute("BEGIN")
-            self._db.executemany(
-                "INSERT INTO docs(rowid, text) VALUES (?, ?)", zip(range(first, end), map(split_cjk, texts), strict=True)
-            )
-            self._db.execute("COMMIT")
             self.documents = end
 
     def scores(self, query: str, *, every_term: bool = False) -> tuple[NDArray[np.float32], bool]:
