@@ -3,6 +3,8 @@
 Rows of the index family:
 
 - `g` number u64 → `[slot epoch, slot n, ciphertext]`: one segment, packed by the driver
+- `k` slot epoch u64, slot n u64 → number u64: the keys that segments are under; written and deleted with `g`
+- `n` → u64: the next segment's number; none is used twice
 - `i` cube_id, number u64 → nothing: which segments list a cube
 - `u` cube_id, version u32 → nothing: documents whose segment was blinded and that wait for a new one
 - `x` cube_id, version u32 → `[slot epoch, slot n, ciphertext]`: one int8 vector under its cube's own key
@@ -10,7 +12,9 @@ Rows of the index family:
 
 A shred destroys the key of every segment that lists the cube before it is answered. A segment is never written again:
 its other documents get `u` rows and go into a new one, opened from the view, so that nothing erased is carried along.
-None of this is needed for correctness of reads: without it the indexes are made from the log.
+A segment key that no `k` row names is destroyed at start.
+None of this is needed for correctness of reads: without it the indexes are made from the log. So a disk that refuses a
+row here stops the sealing for a while, and nothing else; only `blind` must succeed.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -44,6 +49,9 @@ log_ = logging.getLogger("memos.index")
 
 UNSEALED_MAX: Final = 3 * limits.SEGMENT_CUBES_MAX
 """Documents that may wait for their vectors before they are sealed without."""
+PAUSE_SECONDS: Final = 30.0
+"""How long nothing is sealed after the disk refused."""
+TOLD_MAX: Final = 10_000
 Key = tuple[bytes, int]
 
 
@@ -72,7 +80,14 @@ class Segments:
         self._unsealed: dict[Key, None] = {}
         self._free: list[tuple[Slot, bytes]] = []
         self._block = 0
-        self._number = 1 + max((int.from_bytes(k[1:], "big") for k, _v in self._rows.scan(b"g", reverse=True)), default=0)
+        self._sealing = threading.Lock()
+        number = self._rows.get(b"n")
+        self._number = 1 if number is None else int.from_bytes(number, "big")
+        self._told: set[bytes] = set()
+        self._paused_until = 0.0
+        self._hold: int | None = None
+        self.failed: str | None = None
+        """Why nothing is sealed for a while."""
         self.count = 0
 
     # -- keeping count -----------------------------------------------------------------------------------------------
@@ -87,9 +102,30 @@ class Segments:
             for key in [key for key in self._unsealed if key[0] in gone]:
                 del self._unsealed[key]
 
+    def left_out(self, cube_id: bytes, error: Exception) -> None:
+        """Log that a cube cannot be indexed, once."""
+        if cube_id not in self._told:
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
+            self._told.add(cube_id)
+            log_.error("not indexed: cube %s: %s; run `memctl verify` on the data directory", cube_id.hex(), error)
+
+    def hold(self, seq: int) -> None:
+        """What the record at `seq` made may not be indexed, though it could be: the next start must look at it again."""
+        self._hold = seq if self._hold is None else min(self._hold, seq)
+
+    def _pause(self, error: OSError) -> None:
+        self.failed = f"the disk refused an index row: {error}"
+        self._paused_until = time.monotonic() + PAUSE_SECONDS
+        log_.error("%s; searches go on, nothing of the index is stored for %d s", self.failed, PAUSE_SECONDS)
+
+    @property
+    def _writable(self) -> bool:
+        return not self._read_only and time.monotonic() >= self._paused_until
+
     @property
     def due(self) -> bool:
-        return len(self._unsealed) >= limits.SEGMENT_CUBES_MAX and not self._read_only
+        return len(self._unsealed) >= limits.SEGMENT_CUBES_MAX and self._writable
 
     # -- sealing -----------------------------------------------------------------------------------------------------
 
@@ -97,47 +133,68 @@ class Segments:
         """Write full segments; with `everything` also a last one that is not full. Nothing for a read-only store."""
         if self._read_only:
             return
+        with self._sealing:
+            try:
+                self._seal_all(index, view, everything)
+            except OSError as error:
+                self._pause(error)
+
+    def _seal_all(self, index: PlaintextIndex, view: View, everything: bool) -> None:
         while len(self._unsealed) >= limits.SEGMENT_CUBES_MAX or (everything and self._unsealed):
             with self._lock:
                 keys = list(self._unsealed)[: limits.SEGMENT_CUBES_MAX]
-            if not everything and len(self._unsealed) < UNSEALED_MAX and not index.packed_vectors(keys).any(axis=1).all():
+            if not everything and len(self._unsealed) < UNSEALED_MAX and not all(index.sizes(keys)):
                 return
-            before = len(self._unsealed)
-            self._seal_one(index, view, keys)
-            if len(self._unsealed) >= before:
+            if not self._seal_some(index, view, keys):
                 return
+            self.failed = None
 
-    def _seal_one(self, index: PlaintextIndex, view: View, keys: list[Key]) -> None:
-        documents: list[Document] = []
+    def _seal_some(self, index: PlaintextIndex, view: View, keys: list[Key]) -> bool:
+        """Write these documents, in one segment for each size of vectors; False when a shred came in between."""
+        documents: dict[int, list[Document]] = {}
         under: dict[Slot, None] = {}
-        for cube_id, version in keys:
+        usual = index.dims
+        for (cube_id, version), size in zip(keys, index.sizes(keys), strict=True):
             document = self._open(view, cube_id, version)
             if document is not None:
-                documents.append(document)
+                documents.setdefault(size or usual, []).append(document)
                 under.update(dict.fromkeys(_slots(view, cube_id, version)))
-        slot, key = self._take_key()
-        vectors = index.packed_vectors([(d.cube_id, d.version) for d in documents])
-        plain = packing.pack(documents, vectors if vectors.shape[1] else None)
-        nonce = os.urandom(crypto.NONCE_BYTES)
-        sealed = crypto.wrap(AESGCM(key), nonce, plain, crypto.aad_of(self._log_id, u64(self._number)))
         batch = Batch()
-        batch.put(INDEX, b"g" + u64(self._number), pack((*slot, sealed)))
-        for document in documents:
-            batch.put(INDEX, b"i" + document.cube_id + u64(self._number), b"")
+        number = self._number
+        slots: list[Slot] = []
+        for size, group in documents.items():
+            slots.append(self._put_segment(batch, number, group, index.packed_vectors([(d.cube_id, d.version) for d in group], size)))
+            number += 1
         for cube_id, version in keys:
             batch.put(INDEX, b"u" + cube_id + version.to_bytes(4, "big"), None)
-        if documents:
-            batch.put(INDEX, b"p", u64(max(max(d.seq for d in documents), self._sealed_seq())))
+        sealed_seq = max([self._sealed_seq(), *(d.seq for group in documents.values() for d in group)])
+        if self._hold is not None:
+            sealed_seq = min(sealed_seq, self._hold - 1)
+        if sealed_seq >= 0:
+            batch.put(INDEX, b"p", u64(sealed_seq))
+        batch.put(INDEX, b"n", u64(number))
         with self._lock:
             if any(self._vault.is_destroyed(key_slot) for key_slot in under):
-                # A shred came in between: this segment must not exist. The next try leaves out what is gone.
-                self._keys.destroy([slot])
-                return
+                # A shred came in between: these segments must not exist. The next try leaves out what is gone.
+                self._keys.destroy(slots)
+                return False
             self._store.write(batch)
-            self._number += 1
-            self.count += 1
+            self._number = number
+            self.count += len(slots)
             for known in keys:
                 self._unsealed.pop(known, None)
+        return True
+
+    def _put_segment(self, batch: Batch, number: int, documents: list[Document], vectors: Any) -> Slot:
+        slot, key = self._take_key()
+        plain = packing.pack(documents, vectors if vectors.shape[1] else None)
+        nonce = os.urandom(crypto.NONCE_BYTES)
+        sealed = crypto.wrap(AESGCM(key), nonce, plain, crypto.aad_of(self._log_id, u64(number)))
+        batch.put(INDEX, b"g" + u64(number), pack((*slot, sealed)))
+        batch.put(INDEX, b"k" + u64(slot.epoch) + u64(slot.n), u64(number))
+        for document in documents:
+            batch.put(INDEX, b"i" + document.cube_id + u64(number), b"")
+        return slot
 
     def _take_key(self) -> tuple[Slot, bytes]:
         if not self._free:
@@ -156,6 +213,9 @@ class Segments:
         try:
             opened = self._vault.open(view, cube, version)
         except MemShredded:
+            return None
+        except Damaged as error:
+            self.left_out(cube_id, error)
             return None
         if opened is None:
             return None
@@ -177,13 +237,20 @@ class Segments:
             }
             slots: list[Slot] = []
             held: list[Key] = []
+            batch = Batch()
+            closed: set[int] = set()
             for number in sorted(numbers):
                 data = self._rows.get(b"g" + u64(number))
-                if data is None:
-                    continue
-                epoch, n, _sealed = unpack(data)
-                slots.append(Slot(epoch, n))
-                held += [(d.cube_id, d.version) for d in self._documents(number, data)[0]]
+                documents = [] if data is None else self._documents(number, data)[0]
+                if data is not None:
+                    slots.append(self._forget_segment(batch, number, data))
+                if not documents:
+                    closed.add(number)
+                for document in documents:
+                    held.append((document.cube_id, document.version))
+                    batch.put(INDEX, b"i" + document.cube_id + u64(number), None)
+            # Of a segment that does not open only its rows know what it lists.
+            held += self._listed(batch, view, closed)
             gone = set(cube_ids)
             if held:
                 # Durable before the key is gone: or what lived in the segment would be lost to every search.
@@ -195,9 +262,6 @@ class Segments:
                 self._store.write(rescued)
                 self._store.sync()
             self._keys.destroy(slots)
-            batch = Batch()
-            for number in numbers:
-                batch.put(INDEX, b"g" + u64(number), None)
             for cube_id in (*cube_ids, *heirs):
                 for key, _value in self._rows.scan(b"x" + cube_id):
                     if cube_id in gone or int.from_bytes(key[17:21], "big") <= heirs[cube_id]:

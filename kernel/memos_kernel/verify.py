@@ -4,13 +4,14 @@
 
 - frames: MAC (with the key), log id, claim in force, first_seq = head + 1, prev_hash = head
 - records: dense seq, epoch, time that only grows, hash chain
-- claims: signature, epoch, known head; the epoch's first record carries the claim's hash
+- claims: log id, signature, epoch, known head, genesis; each opens an epoch, whose first record carries the claim's hash
 - genesis: first, once; checkpoints: signature, head, Merkle root over the window, previous checkpoint
 - anchor: a signed checkpoint remembered elsewhere must stand at its offset
 
-`verify_full` also replays into an empty state, compares every checkpoint's digest, the view's digest and rows, and opens
-every payload and private part whose key is alive. Problems come in order of offset, each with what to do; the walk goes
-on after one where that makes sense. Reads only; runs in any thread.
+`verify_full` also replays into an empty state, compares every checkpoint's digest and every row of the view, and opens
+every payload and private part whose key is alive (verify_view.py). Problems come in order of offset, each with what to
+do; the walk goes on after one where that makes sense. Reads only; runs in any thread, beside a kernel at work too: the
+view is taken as of one moment, and compared where the log was at that moment.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Reader, Store
+from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Store
 from memos_drivers.stores.memory import MemoryReader
 from memos_drivers.stores.rocks import RocksStore
-from memos_syscalls.errors import MemError
 
-from . import crypto, masterkey
+from . import crypto, masterkey, verify_view
 from . import events as ev
 from .chain import LogKeys
 from .eventlog.base import EventLog
@@ -33,7 +33,7 @@ from .eventlog.embedded import EmbeddedLog
 from .events import Checkpoint, Damaged, pack
 from .keystore import KeyStore
 from .reducer import apply
-from .state import DIGEST_BYTES, META_APPLIED, SCHEMA, Tables, View, decode_cube, decode_version, shown
+from .state import DIGEST_BYTES, META_APPLIED, SCHEMA, Tables, shown
 from .upcast import current
 from .vault import Vault
 
@@ -46,6 +46,8 @@ PROGRESS_EVERY: Final = 4096
 RESTORE: Final = (
     "Restore the data directory from a backup made before the damage; `memctl check` shows what is good up to here."
 )
+OF_THE_LOG: Final = frozenset({ev.GENESIS, ev.EPOCH_OPENED, ev.CHECKPOINT})
+"""Events about the log itself; each is a record of its own."""
 
 
 class Problem(NamedTuple):
@@ -82,16 +84,18 @@ class _Walk:
         self.epoch = 0
         self.claim_id: bytes | None = None
         self.expect_open: bytes | None = None
+        self.opened: set[bytes] = set()
+        """Ids of the claims that frames named."""
+        self.genesis_hash: bytes | None = None
         self.window: list[bytes] = []
         self.previous = crypto.ZERO_HASH
         self.checkpoints = 0
         self.records = 0
-        self.last_good = -1
+        self.first_bad: int | None = None
         self.problems: list[Problem] = []
 
     def problem(self, offset: int, what: str, advice: str = RESTORE) -> None:
-        if not self.problems:
-            self.last_good = offset - 1
+        self.first_bad = offset if self.first_bad is None else min(self.first_bad, offset)
         if len(self.problems) < PROBLEMS_MAX:
             self.problems.append(Problem(offset, what, advice))
 
@@ -105,6 +109,8 @@ class _Walk:
             self.problem(offset, f"the frame at offset {offset} names a claim that the log does not hold")
         else:
             data, claim = found
+            if claim.log_id != self.log_id:
+                self.problem(offset, f"the claim of epoch {claim.epoch} belongs to another log")
             key = self.public_key or claim.public_key
             if claim.public_key != key or not ev.claim_signature_ok(key, data):
                 self.problem(offset, f"the claim of epoch {claim.epoch} is not signed by this log's key: the log was rewritten")
@@ -114,8 +120,11 @@ class _Walk:
                 self.problem(
                     offset, f"the claim of epoch {claim.epoch} does not name the head before it: records are missing or changed"
                 )
-            self.public_key = key
+            if (claim.genesis_hash is None) == (offset == 0):
+                self.problem(offset, f"the claim of epoch {claim.epoch} and the log's beginning contradict each other")
+            self.public_key, self.genesis_hash = key, claim.genesis_hash
             self.expect_open = crypto.sha256(data)
+            self.opened.add(frame.claim_id)
         self.claim_id, self.epoch = frame.claim_id, frame.epoch
 
     # -- frames ------------------------------------------------------------------------------------------------------
@@ -141,6 +150,8 @@ class _Walk:
             self.problem(first, f"the chain is broken before offset {first}: a record before it was changed, removed or moved")
         if frame.claim_id != self.claim_id:
             self.claim(claims, frame)
+        elif frame.epoch != self.epoch:
+            self.problem(first, f"the frame at offset {first} is of epoch {frame.epoch}, its claim of {self.epoch}")
         self.seq, self.hash = first - 1, frame.prev_hash
         return [self.record(raw) for raw in frame.records]
 
@@ -157,20 +168,28 @@ class _Walk:
         first = record.events[0] if record.events else None
         if offset == 0 and (first is None or first.name != ev.GENESIS):
             self.problem(0, "the log does not begin with its genesis: its beginning was removed")
-        if first is not None:
-            self._special(offset, first)
+        elif offset and self.expect_open is not None and (first is None or first.name != ev.EPOCH_OPENED):
+            self.problem(offset, f"the first record of epoch {record.epoch}, at offset {offset}, is not epoch.opened")
+            self.expect_open = None
+        for event in record.events:
+            if event.name in OF_THE_LOG:
+                self._of_the_log(offset, event, record)
         self.window.append(hash_)
         self.seq, self.hash, self.time = offset, hash_, record.time
         self.records += 1
         return raw, record, hash_
 
-    def _special(self, offset: int, event: ev.Event) -> None:
+    def _of_the_log(self, offset: int, event: ev.Event, record: ev.Record) -> None:
+        if len(record.events) != 1:
+            self.problem(offset, f"the {event.name} at offset {offset} shares its record with other events")
         if event.name == ev.GENESIS:
             log_id, public_key, _schema = event.fields
             if offset != 0:
                 self.problem(offset, f"offset {offset} is a second genesis")
             if (self.public_key is not None and public_key != self.public_key) or log_id != self.log_id:
                 self.problem(offset, "the genesis names another key or log: the log was rewritten with a new chain")
+            if self.genesis_hash not in (None, crypto.sha256(pack([list(e) for e in record.events]))):
+                self.problem(offset, "the genesis is not the one that the first claim was signed for")
             self.public_key = self.public_key or public_key
         elif event.name == ev.EPOCH_OPENED:
             if self.expect_open is None or event.fields[0] != self.expect_open:
@@ -198,7 +217,8 @@ class _Walk:
     def report(self, digest: bytes | None = None) -> Report:
         ok = not self.problems
         problems = sorted(self.problems, key=lambda p: p.offset)
-        return Report(ok, self.records, self.seq if ok else self.last_good, problems, self.checkpoints, self.hash, digest)
+        offset = self.seq if self.first_bad is None else self.first_bad - 1
+        return Report(ok, self.records, offset, problems, self.checkpoints, self.hash, digest)
 
 
 def _claims(log: EventLog, walk: _Walk) -> dict[bytes, tuple[bytes, ev.Claim]]:
@@ -242,6 +262,9 @@ def _walk(
         walk.problem(0, "the log holds no record")
     if walk.expect_open is not None:
         walk.problem(walk.seq, "the newest epoch has no epoch.opened record")
+    for claim_id, (_data, claim) in claims.items():
+        if claim_id not in walk.opened:
+            walk.problem(walk.seq + 1, f"no frame follows the claim of epoch {claim.epoch}: the log was cut back")
     if anchor is not None and not anchored:
         walk.problem(
             walk.seq + 1,
@@ -304,14 +327,18 @@ class _Plain(MemoryReader):
 
 
 def verify_full(
-    store: Store, log: EventLog, keys: LogKeys, vault: Vault, progress: Progress | None = None, anchor: Checkpoint | None = None
-) -> Report:
-    """Everything that `verify_log` checks; then replay, compare, decrypt."""
+    store: Store, log: EventLog, keys: LogKeys, vault: Vault, progress: Progress | None = None,
+    anchor: Checkpoint | None = None, *, live: bool = False,
+) -> Report:  # fmt: skip
+    """Everything that `verify_log` checks; then replay, compare, decrypt. `live`: a kernel in this process is at work."""
     walk = _Walk(keys.signer.public_key, keys.frame_mac)
     tables = Tables(_Plain(), 0)
+    view = verify_view.still(store)
+    applied = verify_view.applied(view, walk.problem)
+    stands = -1 if applied is None else applied.seq
     broken: list[Damaged] = []
 
-    def each(_raw: bytes, record: ev.Record, _hash: bytes) -> None:
+    def each(_raw: bytes, record: ev.Record, hash_: bytes) -> None:
         if broken:
             return
         first = record.events[0] if record.events else None
@@ -327,92 +354,17 @@ def verify_full(
         # The changes stay in the overlay; payload bytes are compared with the store, not kept.
         tables.payloads.clear()
         tables.changes.clear()
+        if record.seq == stands and applied is not None and not broken:
+            verify_view.compare(view, applied, tables, (record, hash_), walk.problem)
 
     _walk(log, walk, anchor, progress, each)
+    if stands > walk.seq:
+        walk.problem(walk.seq + 1, f"the view stands at offset {stands}, but the log ends at {walk.seq}: its tail is gone")
     if not broken:
-        _compare_view(store.live(VIEW), tables, walk)
-        _open_everything(store, tables, vault, walk, progress)
-    return walk.report(shown(tables.digest))
-
-
-def _compare_view(stored: Reader, tables: Tables, walk: _Walk) -> None:
-    """The stored view's rows against the replay's: by row, so that a changed one is named."""
-    view = View(stored)
-    applied = view.applied()
-    if applied is None:
-        walk.problem(
-            walk.seq, "the view is empty; start the kernel once and it is made again from the log", "Start memosd on it."
+        verify_view.open_everything(
+            store, tables, vault, walk.problem, None if progress is None else lambda n: progress(walk.records + n), live=live
         )
-        return
-    if applied[0] > walk.seq:
-        # A live kernel went on while the log was walked; its newer rows cannot be compared.
-        return
-    advice = "Run `memctl check --repair`: it makes the view again from the log."
-    seen = 0
-    for prefix in (b"c", b"v", b"n"):
-        for key, value in stored.scan(prefix):
-            wanted = tables.overlay.get(key)
-            seen += wanted is not None
-            if wanted is None:
-                walk.problem(walk.seq, f"row {key.hex()} of the view is in no record of the log", advice)
-            elif wanted != value:
-                walk.problem(_row_seq(key, wanted), f"row {key.hex()} of the view is not what the log says", advice)
-    hashed = {key: value for key, value in tables.overlay.items() if value is not None and key[:1] in b"cvn"}
-    if seen < len(hashed):
-        for key, value in hashed.items():
-            if stored.get(key) is None:
-                walk.problem(_row_seq(key, value), f"row {key.hex()} of the view is missing", advice)
-    if applied[0] == walk.seq and int.from_bytes(applied[3], "little") != tables.digest:
-        walk.problem(walk.seq, "the digest that the view carries is not the one that the log gives", advice)
-
-
-def _row_seq(key: bytes, value: bytes) -> int:
-    """The record that a row comes from."""
-    if key[:1] == b"v":
-        return decode_version(value)[0].seq
-    if key[:1] == b"c":
-        return decode_cube(value).changed_seq
-    return int(ev.unpack(value)[4])
-
-
-def _open_everything(store: Store, tables: Tables, vault: Vault, walk: _Walk, progress: Progress | None) -> None:
-    """Every private part and payload must match its digest, and open when its key is alive and its cube not erased."""
-    count = 0
-    for key, value in tables.overlay.items():
-        if key[:1] != b"v" or value is None:
-            continue
-        count += 1
-        if progress is not None and count % PROGRESS_EVERY == 0:
-            progress(walk.records + count)
-        row, private = decode_version(value)
-        data = tables.overlay.get(b"c" + row.cube_id)
-        shredded = data is None or decode_cube(data).state == "shredded"
-        try:
-            if crypto.sha256(private) != row.private_digest:
-                walk.problem(row.seq, f"the private part of the record at offset {row.seq} is not the one it was signed with")
-            pieces = vault.sealed_payload(row)
-            if crypto.sha256(pieces[0] if len(pieces) == 1 else b"".join(pieces)) != row.payload_digest:
-                walk.problem(row.seq, f"the payload of the record at offset {row.seq} is not the one it was signed with")
-                continue
-            if shredded:
-                if vault.alive(row.slot):
-                    walk.problem(
-                        row.seq,
-                        f"a key of the cube erased after offset {row.seq} still exists",
-                        "Start the kernel: it finishes erasures.",
-                    )
-                continue
-            vault.open_private(row, private)
-            if row.payload_slot == row.slot or vault.alive(row.payload_slot):
-                vault.open_payload(row, pieces)
-        except MemError:
-            walk.problem(
-                row.seq,
-                f"the key of the record at offset {row.seq} is gone, though nothing erased it",
-                "Restore the key store from its backup.",
-            )
-        except Damaged as error:
-            walk.problem(row.seq, str(error))
+    return walk.report(shown(tables.digest))
 
 
 # -- offline -----------------------------------------------------------------------------------------------------------
@@ -462,7 +414,7 @@ def verify_live(kernel: Kernel, full: bool) -> dict[str, Any]:
     """`sys_verify`: what is durable now. Runs in a thread."""
     anchor = kernel.vault.keystore.newest_checkpoint
     if full:
-        report = verify_full(kernel.store, kernel.log, kernel.keys, kernel.vault, anchor=anchor)
+        report = verify_full(kernel.store, kernel.log, kernel.keys, kernel.vault, anchor=anchor, live=True)
     else:
         report = verify_log(
             kernel.log, public_key=kernel.keys.signer.public_key, frame_mac=kernel.keys.frame_mac, anchor=anchor

@@ -177,10 +177,13 @@ class Vectors:
         mask: NDArray[np.bool_] = self._sizes[:count] == 0
         return mask
 
-    def select(self, mask: NDArray[np.bool_], size: int) -> tuple[DenseIndex | None, Numbers, Numbers]:
+    def select(self, mask: NDArray[np.bool_], size: int) -> tuple[DenseIndex, Numbers, Numbers] | None:
         """For the documents in a mask that have a vector of this size: its matrix, their numbers, their rows."""
+        matrix = self._matrices.get(size)
+        if matrix is None:
+            return None
         numbers = np.flatnonzero(mask & (self._sizes[: len(mask)] == size))
-        return self._matrices.get(size), numbers, self._rows[numbers].astype(np.intp)
+        return matrix, numbers, self._rows[numbers].astype(np.intp)
 
     def size(self, number: int) -> int:
         """How many components a document's vector has; 0 without one."""

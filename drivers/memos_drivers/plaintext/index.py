@@ -203,8 +203,9 @@ class PlaintextIndex:
             mask = self._docs.mask(
                 past=query.past, scopes=query.scopes, tags=query.tags, since=query.since, until=query.until
             )
-            wanted = None if query.vector is None or query.mode == "lexical" else quantised(query.vector)
-            matrix, numbers, rows = self._vectors.select(mask, 0 if wanted is None else len(wanted))
+            selected = None
+            if query.vector is not None and query.mode != "lexical":
+                selected = self._vectors.select(mask, len(quantised(query.vector)))
         verdicts: dict[int, bool] = {}
 
         def passes(number: int) -> bool:
@@ -216,7 +217,8 @@ class PlaintextIndex:
         every_term = False
         if query.mode != "dense" and query.text.strip():
             lexical, every_term = self._lexical_ranking(query, mask, passes)
-        if query.vector is not None and matrix is not None:
+        if query.vector is not None and selected is not None:
+            matrix, numbers, rows = selected
             dense = self._ranking(matrix.cosines(query.vector, rows), numbers, query, passes)
         if not dense.numbers or not lexical.numbers:
             only = lexical if lexical.numbers else dense
