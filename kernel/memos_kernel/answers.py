@@ -9,16 +9,18 @@ signature]`, signed over the encoding of all fields before the signature as an a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from memos_syscalls.table import BY_NUMBER
 
 from . import crypto
 from . import events as ev
 from .chain import LogKeys
-from .events import Damaged, Record, pack, unpack
+from .events import Damaged, Event, Record, pack, unpack
 from .governance import raw_id, text_id
 from .state import View
+
+SECOND: Final = 1_000_000_000
 
 
 class Receipt(NamedTuple):
@@ -107,31 +109,49 @@ def _shred(view: View, record: Record, record_hash: bytes, keys: LogKeys) -> dic
     return {"report": report, "offset": record.seq, "cube_id": text_id(event.fields[1][0]) if target is None else None}
 
 
-def public_target(record: Record) -> set[bytes | str]:
-    """Cubes and namespaces that a record names: what a repeated request can be compared with when its private part is gone."""
-    names: set[bytes | str] = set()
-    for event in record.events:
-        match event.name:
-            case ev.ALLOCATED:
-                names |= {event.fields[0], event.fields[1]}
-            case ev.FORKED:
-                names |= {event.fields[0], event.fields[1]}
-            case ev.SHREDDED:
-                names |= {event.fields[0], *event.fields[1]} - {None}
-            case ev.WRITTEN | ev.STATE_CHANGED | ev.UNMERGED:
-                names.add(event.fields[0])
-            case _:
-                pass
-    return names
-
-
 def names_target(record: Record, args: dict[str, Any]) -> bool:
-    """Whether a request with these arguments names what the record names, as far as it is public."""
-    names = public_target(record)
-    cube_id, namespace = args.get("cube_id"), args.get("namespace")
-    if cube_id is not None and raw_id(cube_id) not in names:
+    """Whether a request with these arguments could have made this record, as far as that is public: what a repeated
+    request can be compared with when the private part is gone."""
+    # Through the model, which reads a number in text, say, as decide saw it.
+    args = BY_NUMBER[record.syscall].request.model_validate(args).model_dump()
+    items: list[dict[str, Any]] | None = args.get("items")
+    if items is not None:
+        return len(items) == len(record.events) and all(
+            _names_alloc(record, event, item) for event, item in zip(record.events, items, strict=True)
+        )
+    event = record.events[0]
+    match event.name:
+        case ev.ALLOCATED:
+            merged = next((e.fields[1] for e in record.events if e.name == ev.MERGED), None)
+            sources = event.fields[6] if merged is None else merged
+            cube_ids: list[str] | None = args.get("cube_ids")
+            if cube_ids is not None and [source[0] for source in sources] != [raw_id(text) for text in cube_ids]:
+                return False
+            return _names_alloc(record, event, args)
+        case ev.WRITTEN:
+            ttl_s = args.get("ttl_s")
+            if ttl_s is not None and event.fields[2] != record.time + ttl_s * SECOND:
+                return False
+            return bool(event.fields[0] == raw_id(args["cube_id"]) and event.fields[6] == args.get("to_version"))
+        case ev.STATE_CHANGED | ev.UNMERGED:
+            return bool(event.fields[0] == raw_id(args["cube_id"]))
+        case _:
+            # Forks and shreds carry the hash of their arguments in public.
+            return False
+
+
+def _names_alloc(record: Record, event: Event, args: dict[str, Any]) -> bool:
+    """Whether a cube was made where, from what and for as long as these arguments say."""
+    if event.name != ev.ALLOCATED:
         return False
-    return namespace is None or namespace in names
+    _cube_id, namespace, _form, expires_at, _payload, _slot, lineage = event.fields
+    parents, ttl_s = args.get("parents"), args.get("ttl_s")
+    if args.get("cube_ids") is None and [source[0] for source in lineage] != [raw_id(text) for text in parents or []]:
+        return False
+    if expires_at != (None if ttl_s is None else record.time + ttl_s * SECOND):
+        return False
+    # A fusion goes into its first source's namespace when it names none.
+    return bool(args.get("namespace") in (None, namespace))
 
 
 __all__ = ["Receipt", "answer", "make_receipt", "names_target", "read_receipt", "shred_heirs", "shredded_by"]

@@ -99,7 +99,7 @@ def open_keys(paths: Paths, config_key: Path, *, read_only: bool) -> tuple[KeySt
     """Master key and key stores; `(slots, segment slots, new)`. Makes them for an empty directory only."""
     fresh = not paths.db.exists() and not paths.keys.exists()
     try:
-        master = masterkey.read(config_key)
+        master = masterkey.read(config_key, new=fresh)
     except masterkey.NoKey as error:
         raise Refused(str(error)) from error
     if fresh:
@@ -327,6 +327,7 @@ async def assemble(
         view = View(store.live(VIEW))
         redo_shreds(view, log, keystore, segments)  # what was erased is erased before anyone asks
         destroy_unnamed(view, keystore)
+        segments.destroy_unnamed()
         if config.rebuild_indexes:
             segments.drop()
         keystore.update(epoch=epoch)
@@ -350,7 +351,9 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     """A serving kernel. Raises `Refused`, or `OSError` for what the machine refuses."""
     not_dumpable()  # keys stay in this process
     paths = Paths(config.data_dir)
-    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not paths.root.exists():
+        paths.root.mkdir(mode=0o700, parents=True)
+        sync_directory(paths.root.parent)
     try:
         lock = lock_directory(paths.root)  # one kernel on one directory
     except BlockingIOError:

@@ -393,7 +393,7 @@ class Commits:
         return self._committing or self.loop.time() - self._last_commit < BUSY_SECONDS
 
     def frozen_view(self) -> View:
-        """Durable state as of now, for work that takes longer than a turn of the loop. From any thread."""
+        """Durable state as of now, for work that takes longer than a turn of the loop. Made on the loop, used anywhere."""
         view = self.view
         return View(self.store.snapshot(VIEW)) if view is self._live_view else view
 

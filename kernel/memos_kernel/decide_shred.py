@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from memos_drivers.plaintext.fuse_text import Source
 from memos_syscalls import limits
 from memos_syscalls import messages as m
-from memos_syscalls.errors import MemError, MemFrozen, MemInvalid
+from memos_syscalls.errors import MemConflict, MemError, MemFrozen, MemInvalid
 
 from . import events as ev
 from . import lifecycle
@@ -191,6 +191,8 @@ def _roots(tables: Tables, call: Call) -> tuple[list[Cube], str | None]:
         cube = access.cube(request.cube_id)
         if cube.state == lifecycle.SHREDDED:
             raise lifecycle.refusal(request.cube_id, cube.state, "shred")
+        if request.expect_version is not None and request.expect_version != cube.version:
+            raise MemConflict(f"cube {request.cube_id} is at version {cube.version}, not {request.expect_version}")
         return [cube], None
     namespace = access.namespace(request.namespace)
     roots = shred_targets(tables, ev.Event(ev.SHREDDED, 1, [namespace, [], [], b""]))

@@ -124,6 +124,20 @@ class Claim(NamedTuple):
     signature: bytes
 
 
+_Kinds = tuple[tuple[type, ...], ...]
+_NONE: Final = type(None)
+_RECORD: Final[_Kinds] = ((int,), (int,), (int,), (int,), (str,), (int,), (bytes, _NONE), (str, _NONE), (list,))
+_EVENT: Final[_Kinds] = ((str,), (int,), (list,), (list, _NONE))
+_PRIVATE: Final[_Kinds] = ((bytes,), (bytes,))
+_FRAME: Final[_Kinds] = ((int,), (bytes,), (int,), (bytes,), (int,), (bytes,), (list,), (bytes,))
+_CLAIM: Final[_Kinds] = ((int,), (bytes,), (int,), (bytes,), (bytes,), (bytes,), (bytes, _NONE), (bytes,))
+
+
+def _fits(raw: Any, kinds: _Kinds) -> bool:
+    """Whether a decoded array has exactly these kinds of elements."""
+    return type(raw) is list and len(raw) == len(kinds) and all(type(v) in k for v, k in zip(raw, kinds, strict=True))
+
+
 def encode_record(record: Record) -> bytes:
     data: bytes = pack(record)
     return data
@@ -132,11 +146,11 @@ def encode_record(record: Record) -> bytes:
 def decode_record(data: bytes) -> Record:
     """The record in stored bytes, as it was written; `upcast.current` brings its events to the newest schemas."""
     raw = unpack(data)
-    if type(raw) is not list or len(raw) != 9 or raw[0] != crypto.FORMAT or type(raw[8]) is not list:
+    if not _fits(raw, _RECORD) or raw[0] != crypto.FORMAT:
         raise Damaged("not a record of format 1")
     events: list[Event] = []
     for item in raw[8]:
-        if type(item) is not list or len(item) != 4 or type(item[0]) is not str or type(item[2]) is not list:
+        if not _fits(item, _EVENT) or (item[3] is not None and not _fits(item[3], _PRIVATE)):
             raise Damaged("a record holds something that is not an event")
         events.append(Event(*item))
     raw[8] = events
@@ -153,9 +167,9 @@ def encode_frame(
 
 def decode_frame(data: bytes) -> Frame:
     raw = unpack(data)
-    if type(raw) is not list or len(raw) != 8 or raw[0] != crypto.FORMAT or type(raw[6]) is not list:
+    if not _fits(raw, _FRAME) or raw[0] != crypto.FORMAT:
         raise Damaged("not a frame of format 1")
-    if any(type(r) is not bytes for r in raw[6]) or type(raw[7]) is not bytes or len(raw[7]) != crypto.HASH_BYTES:
+    if any(type(r) is not bytes for r in raw[6]) or len(raw[7]) != crypto.HASH_BYTES:
         raise Damaged("a frame's records or MAC are not bytes")
     return Frame(*raw)
 
@@ -174,7 +188,7 @@ def encode_claim(
 
 def decode_claim(data: bytes) -> Claim:
     raw = unpack(data)
-    if type(raw) is not list or len(raw) != 8 or raw[0] != crypto.FORMAT or type(raw[7]) is not bytes or len(raw[7]) != 64:
+    if not _fits(raw, _CLAIM) or raw[0] != crypto.FORMAT or len(raw[7]) != 64:
         raise Damaged("not a claim of format 1")
     return Claim(*raw)
 

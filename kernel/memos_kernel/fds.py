@@ -8,7 +8,7 @@ import os
 from typing import Final
 
 from memos_syscalls import limits
-from memos_syscalls.errors import MemInvalid, MemTooLarge
+from memos_syscalls.errors import MemInvalid, MemIO, MemTooLarge
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -38,9 +38,11 @@ def mapped(fd: int) -> memoryview:
         raise MemInvalid(
             "a descriptor must be a memfd sealed against shrink, grow and write", "Let the client library make it."
         )
-    size = os.fstat(fd).st_size
-    if size > limits.CONTENT_BYTES_MAX:
-        raise MemTooLarge(f"content of {size} bytes is over the limit of {limits.CONTENT_BYTES_MAX}")
-    if size == 0:
-        return memoryview(b"")
-    return memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ))
+    try:
+        size = os.fstat(fd).st_size
+        if size > limits.CONTENT_BYTES_MAX:
+            raise MemTooLarge(f"content of {size} bytes is over the limit of {limits.CONTENT_BYTES_MAX}")
+        return memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else b"")
+    except (OSError, ValueError) as error:
+        # The process has only so many mappings, and the machine only so much address space.
+        raise MemIO(f"a descriptor could not be mapped: {error}", "Wait for other calls to end, then try again.") from error

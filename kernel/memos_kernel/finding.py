@@ -2,11 +2,14 @@
 
 The last word on every candidate is `visible`: it sees the cube's row as reads do. So a hit is never a version that was
 replaced, hidden, expired or erased, however far the index lags behind.
+
+Ranks rest on statistics of all documents, whoever owns them; the scores that would show those are for admins.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +18,10 @@ import numpy as np
 from memos_drivers.embed.client import Priority
 from memos_drivers.plaintext.index import SearchQuery
 from memos_syscalls import limits
-from memos_syscalls.errors import MemError, MemNoModel
+from memos_syscalls.errors import MemError, MemModel, MemNoModel
 
 from . import lifecycle
+from .events import Damaged
 from .governance import Access, text_id
 from .header import header
 from .longreads import Breath
@@ -28,6 +32,9 @@ from .vault import Opened
 
 if TYPE_CHECKING:
     from .dispatch import Kernel
+
+
+log_ = logging.getLogger("memos.index")
 
 
 def visible(view: View, access: Access, point: Point, request: Any) -> Callable[[bytes, int], bool]:
@@ -54,9 +61,12 @@ def visible(view: View, access: Access, point: Point, request: Any) -> Callable[
 
 async def query_vector(kernel: Kernel, request: Any) -> tuple[Any, bool]:
     """`(vector, missing)`: the query's vector, or whether a model should have made one and could not."""
-    if request.query_embedding is not None:
-        return np.asarray(request.query_embedding, np.float32), False
     embed = kernel.effects.embed
+    if request.query_embedding is not None:
+        info = embed.info if embed is not None else None
+        if info is not None and len(request.query_embedding) != info.dims:
+            raise MemModel(f"an embedding of {len(request.query_embedding)} numbers does not fit vectors of {info.dims}")
+        return np.asarray(request.query_embedding, np.float32), False
     if request.mode == "lexical" or not request.query.strip():
         return None, False
     if embed is None:
@@ -105,8 +115,10 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     query = SearchQuery(
         text=request.query, vector=vector, k=request.k, mode=request.mode, scopes=scopes, tags=request.tags or (),
         since=request.since, until=request.until, past=point.past or request.state is not None, explain=request.explain,
+        scores=turn.peer.caller.admin,
     )  # fmt: skip
-    found = await asyncio.to_thread(index.search, query, visible(view, access, point, request))
+    found = await effects.in_thread(index.search, query, visible(view, access, point, request))
+    damaged = False
     hits: list[dict[str, Any]] = []
     breath = Breath()
     for hit in found:
@@ -118,6 +130,11 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
             opened = kernel.vault.cached(cube.cube_id, hit.version) or await open_hit(kernel, view, cube, hit.version)
         except MemError:
             # Erased between the search and here.
+            continue
+        except Damaged as error:
+            # One damaged hit must not take the others with it.
+            log_.error("a hit is left out: %s", error)
+            damaged = True
             continue
         if opened is None:
             continue
@@ -136,4 +153,4 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
             item["why"] = hit.why
         hits.append(item)
     dense_wanted = request.mode != "lexical"
-    return {"hits": hits, "partial": dense_wanted and (missing or effects.dense_behind)}
+    return {"hits": hits, "partial": damaged or (dense_wanted and (missing or effects.dense_behind))}

@@ -1,7 +1,8 @@
 """The master key: 32 bytes, from `MEMOS_MASTER_KEY` (64 hex digits) or a file of mode 0600.
 
 It wraps everything in the key store and is never logged. The variable is removed from the environment once read. A
-missing or wrong key is refused with advice; a new one is made only for a data directory that holds nothing yet.
+missing or wrong key is refused with advice; a new one is made only for a data directory that holds nothing yet. Its file
+appears whole or not at all, and is durable with its name before anything is wrapped by it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import stat
 from pathlib import Path
 
 from . import crypto
+from .keystore import sync_directory
 
 VARIABLE = "MEMOS_MASTER_KEY"
 
@@ -29,27 +31,39 @@ def parse(text: str, where: str) -> bytes:
     return key
 
 
-def read(path: Path) -> bytes | None:
-    """The key from the environment or from the file; None when there is neither. Raises `NoKey`."""
+def read(path: Path, *, new: bool = False) -> bytes | None:
+    """The key from the environment or from the file; None when there is neither. Raises `NoKey`.
+
+    With `new`, for a data directory that holds nothing yet, an empty file is none: it is what a crash left of one.
+    """
     given = os.environ.pop(VARIABLE, None)
     if given is not None:
         return parse(given, VARIABLE)
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
     except FileNotFoundError:
         return None
+    if new and stat.S_ISREG(found.st_mode) and found.st_size == 0:
+        return None
+    mode = found.st_mode
     if stat.S_IMODE(mode) & 0o077:
         raise NoKey(f"{path} can be read by others (mode {stat.S_IMODE(mode):o}); run: chmod 600 {path}")
     return parse(path.read_text(encoding="ascii"), str(path))
 
 
 def create(path: Path) -> bytes:
-    """A new key in a new file, durable."""
+    """A new key in a new file, durable. Refuses to overwrite one (`FileExistsError`), but for an empty file."""
+    if path.exists() and path.stat().st_size:
+        raise FileExistsError(f"{path} exists")
     key = os.urandom(crypto.KEY_BYTES)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, key.hex().encode() + b"\n")
         os.fsync(fd)
     finally:
         os.close(fd)
+    os.rename(partial, path)
+    sync_directory(path.parent)
     return key

@@ -253,9 +253,11 @@ def _after(cursor: str | None) -> tuple[str, bytes] | None:
         raise MemInvalid("the cursor is not one of this kernel's", "Pass next_cursor of the last page as it is.") from error
 
 
-def _walk(view: View, access: Access, namespace: str | None, after: tuple[str, bytes] | None) -> Iterator[bytes]:
+def _walk(view: View, access: Access, namespace: str | None, after: tuple[str, bytes] | None) -> Iterator[bytes | None]:
+    """Ids of the cubes to list; None for each namespace that is passed over, so that the caller can breathe."""
     for found in view.namespaces(namespace):
         if (after is not None and found.name < after[0]) or not access.sees(found.name):
+            yield None
             continue
         yield from view.cubes_in(found.name, after[1] if after is not None and found.name == after[0] else None)
 
@@ -271,7 +273,7 @@ async def mem_list(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     breath = Breath()
     for cube_id in _walk(view, access, request.namespace, _after(request.cursor)):
         await breath()
-        cube = view.cube(cube_id)
+        cube = None if cube_id is None else view.cube(cube_id)
         if cube is None or (request.form is not None and cube.form != request.form):
             continue
         version = view.version_at(cube, point.seq) if point.past else cube.version
@@ -482,29 +484,28 @@ def _census(view: View, access: Access) -> dict[str, Any]:
 
 
 async def sys_stats(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    caller = turn.peer.caller
-    view = kernel.frozen_view()
-    census = await asyncio.to_thread(_census, view, Access(view, caller))
-    effects = kernel.effects
-    error = effects.embed_error
-    return {
-        "uptime_s": round(kernel.loop.time() - kernel.started, 3),
-        "connections": kernel.connections(),
-        "calls": {BY_NUMBER[n].name: h.report() for n, h in kernel.stats.items() if h.count} if caller.admin else {},
-        "log": {
-            "head_offset": kernel.durable.seq, "commits": kernel.commits, "records": kernel.committed_records,
-            "records_per_commit": round(kernel.committed_records / max(1, kernel.commits), 2),
-        },
-        "indexes": {
-            "lexical": {"indexed_offset": effects.lexical_seq, "documents": effects.index.documents, "loaded": effects.loaded},
-            "dense": {
-                "indexed_offset": effects.dense_seq, "documents": effects.index.vectors, "dims": effects.index.dims,
-                "error": None if error is None else error.detail,
-            },
-        },
-        "cubes": census,
-        "memory": {"opened_bytes": kernel.vault.opened_bytes, "key_slots_ready": kernel.vault.free_slots},
+    """Everything for the kernel's own user; others see their own cubes, and how far the indexes are."""
+    caller, effects = turn.peer.caller, kernel.effects
+    census = await asyncio.to_thread(_census, kernel.frozen_view(), Access(kernel.frozen_view(), caller))
+    lexical: dict[str, Any] = {"indexed_offset": effects.lexical_seq, "loaded": effects.loaded}
+    dense: dict[str, Any] = {"indexed_offset": effects.dense_seq, "dims": effects.index.dims}
+    reply: dict[str, Any] = {
+        "uptime_s": round(kernel.loop.time() - kernel.started, 3), "connections": 0, "calls": {}, "memory": {},
+        "log": {"head_offset": kernel.durable.seq}, "indexes": {"lexical": lexical, "dense": dense}, "cubes": census,
     }  # fmt: skip
+    if not caller.admin:
+        return reply
+    error = effects.embed_error
+    lexical |= {"documents": effects.index.documents, "error": effects.failed}
+    dense |= {"documents": effects.index.vectors, "error": None if error is None else error.detail}
+    reply["connections"] = kernel.connections()
+    reply["calls"] = {BY_NUMBER[n].name: h.report() for n, h in kernel.stats.items() if h.count}
+    reply["log"] |= {
+        "commits": kernel.commits, "records": kernel.committed_records,
+        "records_per_commit": round(kernel.committed_records / max(1, kernel.commits), 2),
+    }  # fmt: skip
+    reply["memory"] = {"opened_bytes": kernel.vault.opened_bytes, "key_slots_ready": kernel.vault.free_slots}
+    return reply
 
 
 async def sys_snapshot(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:

@@ -163,7 +163,8 @@ class Segments:
         number = self._number
         slots: list[Slot] = []
         for size, group in documents.items():
-            slots.append(self._put_segment(batch, number, group, index.packed_vectors([(d.cube_id, d.version) for d in group], size)))
+            vectors = index.packed_vectors([(d.cube_id, d.version) for d in group], size)
+            slots.append(self._put_segment(batch, number, group, vectors))
             number += 1
         for cube_id, version in keys:
             batch.put(INDEX, b"u" + cube_id + version.to_bytes(4, "big"), None)
@@ -249,8 +250,9 @@ class Segments:
                 for document in documents:
                     held.append((document.cube_id, document.version))
                     batch.put(INDEX, b"i" + document.cube_id + u64(number), None)
-            # Of a segment that does not open only its rows know what it lists.
-            held += self._listed(batch, view, closed)
+            # Of a segment that does not open only the rows know what it lists: cut short while it was blinded, or damaged.
+            for key in self._listing(closed):
+                batch.put(INDEX, key, None)
             gone = set(cube_ids)
             if held:
                 # Durable before the key is gone: or what lived in the segment would be lost to every search.
@@ -268,38 +270,78 @@ class Segments:
                         batch.put(INDEX, key, None)
             self._store.write(batch)
 
+    def _forget_segment(self, batch: Batch, number: int, data: bytes) -> Slot:
+        """Delete what names a segment, but for its `i` rows; returns its key's slot."""
+        epoch, n, _sealed = unpack(data)
+        batch.put(INDEX, b"g" + u64(number), None)
+        batch.put(INDEX, b"k" + u64(epoch) + u64(n), None)
+        return Slot(epoch, n)
+
+    def _listing(self, numbers: set[int]) -> list[bytes]:
+        """The `i` rows of segments; looks at those of all."""
+        return [key for key, _value in self._rows.scan(b"i") if int.from_bytes(key[17:], "big") in numbers] if numbers else []
+
+    def destroy_unnamed(self) -> None:
+        """Destroy the keys that no segment is under, durably: those prepared by kernels before this one, and those of
+        blinded segments that came back with an old key store. To be called at start, after shreds were redone and before
+        anything is sealed."""
+        if self._read_only:
+            return
+        with self._lock:
+            named = {(int.from_bytes(key[1:9], "big"), int.from_bytes(key[9:], "big")) for key, _v in self._rows.scan(b"k")}
+            unnamed = [slot for epoch in self._keys.epochs for slot in self._keys.live_slots(epoch) if tuple(slot) not in named]
+            if unnamed:
+                self._keys.destroy(unnamed)
+
     # -- vectors -----------------------------------------------------------------------------------------------------
 
     def keep_vector(self, view: View, index: PlaintextIndex, cube_id: bytes, version: int) -> None:
         """Store a vector that was just set, under its cube's key; none is stored for a cube whose key is gone."""
-        if self._read_only:
+        if not self._writable:
             return
         cube = view.cube(cube_id)
         found = view.version(cube, version) if cube is not None else None
         if found is None:
             return
-        raw = index.packed_vectors([(cube_id, version)])[0].tobytes()
+        size = index.sizes([(cube_id, version)])[0]
+        raw = index.packed_vectors([(cube_id, version)], size)[0].tobytes()
+        if not raw:
+            return
         # Under the content's key, not the version's: a vector must go when its content goes.
         sealed = self._vault.seal_vector(found[0].payload_slot, cube_id + version.to_bytes(4, "big"), raw)
         if sealed is not None:
             batch = Batch()
             batch.put(INDEX, b"x" + cube_id + version.to_bytes(4, "big"), pack((*found[0].payload_slot, sealed)))
-            self._store.write(batch)
+            try:
+                self._store.write(batch)
+            except OSError as error:
+                self._pause(error)
 
     def vector(self, view: View, cube_id: bytes, version: int) -> Any:
-        """A stored vector, or None."""
+        """A stored vector; None when there is none that opens."""
         part = cube_id + version.to_bytes(4, "big")
         data = self._rows.get(b"x" + part)
         if data is None:
             return None
         epoch, n, sealed = unpack(data)
-        raw = self._vault.open_vector(Slot(epoch, n), part, sealed)
+        try:
+            raw = self._vault.open_vector(Slot(epoch, n), part, sealed)
+        except Damaged as error:
+            self.left_out(cube_id, error)
+            return None
         return None if raw is None else np.frombuffer(raw, np.int8).astype(np.float32)
 
     # -- loading -----------------------------------------------------------------------------------------------------
 
     def load(self, index: PlaintextIndex, view: View) -> None:
         """Fill an empty index: from segments, then from rows and records that no segment covers."""
+        try:
+            self._load(index, view)
+        except Exception:
+            self.hold(self._sealed_seq() + 1)
+            raise
+
+    def _load(self, index: PlaintextIndex, view: View) -> None:
         sealed_seq = self._sealed_seq()
         edge: set[Key] = set()
         self.count = 0
@@ -316,8 +358,11 @@ class Segments:
         loose = [(key[1:17], int.from_bytes(key[17:21], "big")) for key, _value in self._rows.scan(b"u")]
         if blind:
             # Damaged, or cut short while it was blinded: what it listed is made again from the view.
-            cubes = {key[1:17] for key, _value in self._rows.scan(b"i") if int.from_bytes(key[17:], "big") in blind}
-            loose += [(cube_id, version) for cube_id in cubes for version in self._versions(view, cube_id)]
+            listing = self._listing(blind)
+            cubes = {key[1:17] for key in listing}
+            again = [(cube_id, version) for cube_id in cubes for version in self._versions(view, cube_id)]
+            loose += again
+            self._reopen(blind, listing, again)
         self._add_loose(index, view, loose)
         self._add_loose(index, view, (key for key in self._after(view, sealed_seq) if key not in edge))
         for _key, row in view.scan(b"c"):
@@ -327,17 +372,34 @@ class Segments:
 
     def _documents(self, number: int, data: bytes) -> tuple[list[Document], Any]:
         epoch, n, sealed = unpack(data)
-        key = self._keys.key(Slot(epoch, n))
-        if key is None:
-            return [], None
         try:
+            key = self._keys.key(Slot(epoch, n))
+            if key is None:
+                return [], None
             plain = crypto.unwrap(AESGCM(key), sealed, crypto.aad_of(self._log_id, u64(number)))
             return packing.unpack(plain)
-        except (crypto.Undecryptable, ValueError) as error:
-            log_.error(
-                "index segment %d is damaged and left out (%s); start with --rebuild-indexes to make it again", number, error
-            )
+        except (crypto.Undecryptable, Damaged, ValueError) as error:
+            log_.error("index segment %d is damaged (%s); what it listed is made again from the log", number, error)
             return [], None
+
+    def _reopen(self, numbers: set[int], listing: list[bytes], keys: list[Key]) -> None:
+        """Give up segments that do not open; their documents wait for a new one. A shred comes before or after it."""
+        if not self._writable:
+            return
+        batch = Batch()
+        for key in listing:
+            batch.put(INDEX, key, None)
+        for cube_id, version in keys:
+            batch.put(INDEX, b"u" + cube_id + version.to_bytes(4, "big"), b"")
+        with self._lock:
+            found = [(number, self._rows.get(b"g" + u64(number))) for number in sorted(numbers)]
+            slots = [self._forget_segment(batch, number, data) for number, data in found if data is not None]
+            try:
+                self._store.write(batch)
+                # No row says any more what these list, so no later shred could find them.
+                self._keys.destroy(slots)
+            except OSError as error:
+                self._pause(error)
 
     def _versions(self, view: View, cube_id: bytes) -> Iterator[int]:
         cube = view.cube(cube_id)
@@ -376,23 +438,31 @@ class Segments:
         for cube_id, version in keys:
             try:
                 document = self._open(view, cube_id, version)
-            except Damaged as error:
-                log_.error("not indexed: %s", error)
+            except OSError as error:
+                self.left_out(cube_id, error)
+                self.hold(self._sealed_seq() + 1)
                 continue
             if document is None:
                 continue
             batch.append(document)
             vector = self.vector(view, cube_id, version)
             if vector is None:
-                cube = view.cube(cube_id)
-                opened = None if cube is None else self._vault.open(view, cube, version)
-                if opened is not None and opened.private.embedding is not None:
-                    vector = np.frombuffer(opened.private.embedding, "<f4")
+                vector = self._given(view, cube_id, version)
             if vector is not None:
                 vectors.append(((cube_id, version), vector))
             if len(batch) >= 512:
                 flush()
         flush()
+
+    def _given(self, view: View, cube_id: bytes, version: int) -> Any:
+        """The vector that a caller gave; None when there is none, or no more."""
+        cube = view.cube(cube_id)
+        try:
+            opened = None if cube is None else self._vault.open(view, cube, version)
+        except (MemShredded, Damaged):
+            return None
+        raw = None if opened is None else opened.private.embedding
+        return None if raw is None else np.frombuffer(raw, "<f4")
 
     def merged_sources(self, view: View, seq: int) -> list[bytes]:
         """Cubes that the shred at `seq` brought back or handed on: sources of what it erased."""
@@ -408,9 +478,11 @@ class Segments:
         return found
 
     def drop(self) -> None:
-        """Forget everything on disk, so that the next load makes the indexes from the log."""
+        """Forget everything on disk and its keys, so that the next load makes the indexes from the log. At start only."""
         batch = Batch()
-        for prefix in (b"g", b"i", b"u", b"x", b"p"):
+        for prefix in (b"g", b"i", b"k", b"u", b"x", b"p"):
             for key, _value in self._rows.scan(prefix):
                 batch.put(INDEX, key, None)
         self._store.write(batch)
+        self._store.sync()
+        self.destroy_unnamed()

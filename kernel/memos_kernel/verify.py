@@ -36,6 +36,7 @@ from .reducer import apply
 from .state import DIGEST_BYTES, META_APPLIED, SCHEMA, Tables, shown
 from .upcast import current
 from .vault import Vault
+from .verify_view import RESTORE
 
 if TYPE_CHECKING:
     from .dispatch import Kernel
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 PROBLEMS_MAX: Final = 100
 PROGRESS_EVERY: Final = 4096
-RESTORE: Final = (
-    "Restore the data directory from a backup made before the damage; `memctl check` shows what is good up to here."
-)
 OF_THE_LOG: Final = frozenset({ev.GENESIS, ev.EPOCH_OPENED, ev.CHECKPOINT})
 """Events about the log itself; each is a record of its own."""
 
@@ -165,12 +163,8 @@ class _Walk:
             self.problem(offset, f"the record at offset {offset} is of epoch {record.epoch}, its frame of {self.epoch}")
         if record.time <= self.time:
             self.problem(offset, f"the record at offset {offset} is not younger than the one before it")
-        first = record.events[0] if record.events else None
-        if offset == 0 and (first is None or first.name != ev.GENESIS):
-            self.problem(0, "the log does not begin with its genesis: its beginning was removed")
-        elif offset and self.expect_open is not None and (first is None or first.name != ev.EPOCH_OPENED):
-            self.problem(offset, f"the first record of epoch {record.epoch}, at offset {offset}, is not epoch.opened")
-            self.expect_open = None
+        if self.expect_open is not None or offset == 0:
+            self._beginning(offset, record)
         for event in record.events:
             if event.name in OF_THE_LOG:
                 self._of_the_log(offset, event, record)
@@ -178,6 +172,16 @@ class _Walk:
         self.seq, self.hash, self.time = offset, hash_, record.time
         self.records += 1
         return raw, record, hash_
+
+    def _beginning(self, offset: int, record: ev.Record) -> None:
+        """What the log and each epoch must begin with."""
+        name = record.events[0].name if record.events else ""
+        if offset == 0:
+            if name != ev.GENESIS:
+                self.problem(0, "the log does not begin with its genesis: its beginning was removed")
+        elif name != ev.EPOCH_OPENED:
+            self.problem(offset, f"the first record of epoch {record.epoch}, at offset {offset}, is not epoch.opened")
+            self.expect_open = None
 
     def _of_the_log(self, offset: int, event: ev.Event, record: ev.Record) -> None:
         if len(record.events) != 1:
@@ -334,7 +338,7 @@ def verify_full(
     walk = _Walk(keys.signer.public_key, keys.frame_mac)
     tables = Tables(_Plain(), 0)
     view = verify_view.still(store)
-    applied = verify_view.applied(view, walk.problem)
+    applied = verify_view.applied(view)
     stands = -1 if applied is None else applied.seq
     broken: list[Damaged] = []
 
@@ -358,7 +362,14 @@ def verify_full(
             verify_view.compare(view, applied, tables, (record, hash_), walk.problem)
 
     _walk(log, walk, anchor, progress, each)
-    if stands > walk.seq:
+    if applied is None:
+        empty = view.get(META_APPLIED) is None
+        what = "the view is empty; start the kernel once and it is made again from the log"
+        walk.problem(
+            walk.seq, what if empty else "the row that says where the view stands is damaged",
+            "Start memosd on it." if empty else verify_view.REPAIR,
+        )  # fmt: skip
+    elif stands > walk.seq:
         walk.problem(walk.seq + 1, f"the view stands at offset {stands}, but the log ends at {walk.seq}: its tail is gone")
     if not broken:
         verify_view.open_everything(

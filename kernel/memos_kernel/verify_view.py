@@ -16,11 +16,12 @@ from memos_syscalls.errors import MemError
 
 from . import crypto, lifecycle
 from . import events as ev
-from .events import Damaged
+from .events import Damaged, Slot
 from .state import (
     DIGEST_BYTES,
     META_APPLIED,
     META_CHECKPOINT,
+    Cube,
     Tables,
     View,
     decode_cube,
@@ -32,6 +33,9 @@ from .vault import Vault
 Say = Callable[[int, str, str], None]
 """Takes a problem: offset, what is wrong, what to do."""
 PROGRESS_EVERY: Final = 4096
+RESTORE: Final = (
+    "Restore the data directory from a backup made before the damage; `memctl check` shows what is good up to here."
+)
 REPAIR: Final = "Run `memctl check --repair`: it makes the view again from the log."
 KINDS: Final = {
     b"c": "cube", b"v": "version", b"n": "namespace", b"l": "listing", b"s": "past state", b"d": "lineage", b"g": "fork",
@@ -59,18 +63,13 @@ def still(store: Store) -> Reader:
             return view
 
 
-def applied(view: Reader, say: Say) -> Applied | None:
-    """Where the view stands; None, and said so, when it does not tell."""
-    data = view.get(META_APPLIED)
-    if data is None:
-        say(0, "the view is empty; start the kernel once and it is made again from the log", "Start memosd on it.")
-        return None
+def applied(view: Reader) -> Applied | None:
+    """Where the view stands; None when it is empty or does not tell."""
     try:
-        found: Any = ev.unpack(data)
+        found: Any = ev.unpack(view.get(META_APPLIED) or b"")
     except Damaged:
-        found = None
+        return None
     if type(found) is not list or [type(field) for field in found] != [int, int, bytes, bytes, int]:
-        say(0, "the row that says where the view stands is damaged", REPAIR)
         return None
     return Applied(*found)
 
@@ -92,9 +91,9 @@ def compare(stored: Reader, applied: Applied, tables: Tables, at: tuple[ev.Recor
         elif key != META_APPLIED:
             say(record.seq, f"{_named(key)} of the view is in no record of the log", REPAIR)
     if seen < sum(value is not None for value in overlay.values()):
-        for key, value in overlay.items():
-            if value is not None and stored.get(key) is None:
-                say(_made_at(tables, key, value), f"{_named(key)} of the view is missing", REPAIR)
+        for key, expected in overlay.items():
+            if expected is not None and stored.get(key) is None:
+                say(_made_at(tables, key, expected), f"{_named(key)} of the view is missing", REPAIR)
     if applied.digest != tables.digest.to_bytes(DIGEST_BYTES, "little"):
         say(record.seq, "the digest that the view carries is not the one that the log gives", REPAIR)
     if (applied.time, applied.hash, applied.epoch) != (record.time, hash_, record.epoch):
@@ -172,3 +171,15 @@ def open_everything(
         except Damaged as error:
             if not (live and _erased_since(store, row.cube_id)):
                 say(row.seq, str(error), RESTORE)
+
+
+def _under_way(vault: Vault, cube: Cube | None, slot: Slot) -> bool:
+    """Whether the kernel is destroying a key just now, or has since it was looked at."""
+    carried_out = vault.keystore.header.shred_seq
+    return (cube is not None and carried_out < cube.changed_seq) or not vault.alive(slot)
+
+
+def _erased_since(store: Store, cube_id: bytes) -> bool:
+    """Whether a cube that was alive in the replay is shredded by now."""
+    cube = View(store.live(VIEW)).cube(cube_id)
+    return cube is not None and cube.state == lifecycle.SHREDDED

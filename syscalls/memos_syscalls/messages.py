@@ -475,6 +475,7 @@ class MemShred(Mutation):
 
     cube_id: CubeId | None = None
     namespace: Namespace | None = Field(None, description="Every cube in this namespace and below it.")
+    expect_version: VersionNo | None = Field(None, description="With cube_id: refuse with ECONFLICT if not at this version.")
     cascade: Literal["rebuild", "shred", "refuse"] = Field(
         "rebuild", description="Derived cubes: rebuild what is deterministic and shred the rest, shred all, or refuse if any."
     )
@@ -483,6 +484,8 @@ class MemShred(Mutation):
     def _one_target(self) -> MemShred:
         if (self.cube_id is None) == (self.namespace is None):
             raise ValueError("give cube_id or namespace")
+        if self.namespace is not None and self.expect_version is not None:
+            raise ValueError("expect_version goes with cube_id")
         return self
 
 

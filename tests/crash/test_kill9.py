@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from tests.inside import replay
@@ -52,7 +52,10 @@ class Acks:
             os.fdatasync(self._file.fileno())
             self.count += 1
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
         self._file.close()
 
 
@@ -167,35 +170,34 @@ def test_what_was_acknowledged_survives_kill_9_and_the_rest_is_whole_or_absent(t
     seed = int(os.environ.get("MEMOS_CRASH_SEED", "0")) or random.randrange(2**32)
     print(f"MEMOS_CRASH_SEED={seed}")
     chance = random.Random(seed)
-    acks = Acks(tmp_path / "acks")
-    writers = [Writer(n, random.Random(seed + n)) for n in range(WRITERS)]
-    with Daemon(tmp_path / "data") as daemon, Wire(daemon.socket) as wire:
-        # Everybody's namespace exists before the first kill.
-        for n in range(WRITERS):
-            wire.call("mem_alloc", namespace=f"n{n}", content="first")
-        daemon.stop()
-    for _round in range(ROUNDS):
-        with Daemon(tmp_path / "data") as daemon:
-            threads = [threading.Thread(target=writer.run, args=(daemon, acks)) for writer in writers]
-            for thread in threads:
-                thread.start()
-            time.sleep(chance.uniform(0.02, 0.6))
-            daemon.kill()
-            for thread in threads:
-                thread.join()
+    with Acks(tmp_path / "acks") as acks:
+        writers = [Writer(n, random.Random(seed + n)) for n in range(WRITERS)]
         with Daemon(tmp_path / "data") as daemon, Wire(daemon.socket) as wire:
-            digest = wire.call("sys_info")["state_digest"]
-            for writer in writers:
-                check_acknowledged(wire, writer)
-            assert wire.call("sys_info")["state_digest"] == digest, "reads change nothing"
-            for writer in writers:
-                settle(wire, writer)
-                check_acknowledged(wire, writer)
-            report = wire.call("sys_verify", full=True)
-            assert report["ok"], report["problems"]
-            digest = wire.call("sys_info")["state_digest"]
-            assert daemon.stop() == 0, daemon.said()
-        with verify.open_offline(tmp_path / "data") as offline:
-            assert replay(offline.log)[0] == digest
-    acks.close()
-    assert acks.count > ROUNDS, "the writers got somewhere"
+            # Everybody's namespace exists before the first kill.
+            for n in range(WRITERS):
+                wire.call("mem_alloc", namespace=f"n{n}", content="first")
+            daemon.stop()
+        for _round in range(ROUNDS):
+            with Daemon(tmp_path / "data") as daemon:
+                threads = [threading.Thread(target=writer.run, args=(daemon, acks)) for writer in writers]
+                for thread in threads:
+                    thread.start()
+                time.sleep(chance.uniform(0.02, 0.6))
+                daemon.kill()
+                for thread in threads:
+                    thread.join()
+            with Daemon(tmp_path / "data") as daemon, Wire(daemon.socket) as wire:
+                digest = wire.call("sys_info")["state_digest"]
+                for writer in writers:
+                    check_acknowledged(wire, writer)
+                assert wire.call("sys_info")["state_digest"] == digest, "reads change nothing"
+                for writer in writers:
+                    settle(wire, writer)
+                    check_acknowledged(wire, writer)
+                report = wire.call("sys_verify", full=True)
+                assert report["ok"], report["problems"]
+                digest = wire.call("sys_info")["state_digest"]
+                assert daemon.stop() == 0, daemon.said()
+            with verify.open_offline(tmp_path / "data") as offline:
+                assert replay(offline.log)[0] == digest
+        assert acks.count > ROUNDS, "the writers got somewhere"

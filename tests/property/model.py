@@ -148,7 +148,7 @@ class Model:
             return ("ENOENT",)
         found = self.text(ver)
         if not self.may_read(caller, ver):
-            return ("ENOENT ESHREDDED",)
+            return ("EACCES ESHREDDED",)
         return ("ESHREDDED",) if found is None else found
 
     def listed(self, caller: Caller, namespace: str | None, now: int, at: int | None, state: str | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.inside import Inside
 
-from memos_drivers.stores.memory import MemoryReader
-from memos_kernel import answers, crypto, private
+from memos_drivers.stores.memory import MemoryReader, MemoryStore
+from memos_kernel import answers, crypto, private, verify
 from memos_kernel import events as ev
 from memos_kernel.eventlog.base import records
+from memos_kernel.eventlog.memory import MemoryLog
 from memos_kernel.events import Damaged
 from memos_kernel.private import Private
 from memos_kernel.reducer import apply
@@ -120,12 +121,15 @@ def test_a_damaged_record_applies_or_is_called_damaged(log: Log, data: st.DataOb
         assert str(error)
 
 
+WRONG: tuple[Any, ...] = (None, 7, "text", b"x", [], [[]], [[1, 2, 3]], -1)
+
+
 def test_an_event_with_a_field_of_a_wrong_kind_is_called_damaged_or_changes_as_it_says(log: Log) -> None:
     for at, raw in enumerate(log["record"]):
         record = ev.decode_record(raw)
         for event_at, event in enumerate(record.events):
             for field_at in range(len(event.fields)):
-                for wrong in (None, 7, "text", b"x", [], [[]], [[1, 2, 3]], -1):
+                for wrong in WRONG:
                     fields = [wrong if n == field_at else field for n, field in enumerate(event.fields)]
                     events = [event._replace(fields=fields) if n == event_at else e for n, e in enumerate(record.events)]
                     tables = Tables(MemoryReader(), 0)
@@ -135,6 +139,50 @@ def test_an_event_with_a_field_of_a_wrong_kind_is_called_damaged_or_changes_as_i
                         apply(tables, current(record._replace(events=events)))
                     except Damaged as error:
                         assert str(error)
+
+
+class Stored(MemoryLog):
+    """A log of given frames and claims, as they lie on a disk that somebody else wrote to."""
+
+    def __init__(self, frames: list[bytes], claims: list[bytes]) -> None:
+        super().__init__(MemoryStore())
+        self._frames, self._firsts, self._claims = frames, list(range(len(frames))), claims
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Inside]:
+    with Inside() as k:
+        for n in range(6):
+            cube = k("mem_alloc", namespace="alice", content=f"{n}")["cube_id"]
+            k("mem_write", cube_id=cube, content=f"{n} again")
+        k("mem_shred", cube_id=cube)
+        k.reopen()
+        yield k
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_verify_finds_whatever_was_changed_and_never_fails_itself(kernel: Inside, data: st.DataObject) -> None:
+    frames, claims = list(kernel.log.frames(0)), list(kernel.log.claims())
+    at = data.draw(st.integers(0, len(frames) - 1))
+    whole = ev.decode_frame(frames[at])
+    if data.draw(st.booleans()):
+        frames[at] = damage(frames[at], data.draw)
+    else:
+        # A frame that decodes, with a record that somebody made up.
+        raws = list(whole.records)
+        place = data.draw(st.integers(0, len(raws) - 1))
+        raws[place] = damage(raws[place], data.draw)
+        frames[at] = ev.pack(whole._replace(records=raws))
+    keys, changed = kernel.kernel.keys, frames[at] != list(kernel.log.frames(0))[at]
+    log = Stored(frames, claims)
+    full = verify.verify_full(kernel.store, log, keys, kernel.kernel.vault)
+    assert full.ok != changed
+    assert all(problem.what and problem.advice for problem in full.problems)
+    if changed:
+        assert full.problems[0].offset <= whole.first_seq + len(whole.records)
+    # Without the MAC key the records after the newest checkpoint are unproven; reading them must still not fail.
+    verify.verify_log(log, public_key=keys.signer.public_key, frame_mac=None)
 
 
 @given(st.data())

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import memos_tools
-from memos_syscalls.errors import MemInvalid
 from memos_client import formats
+from memos_syscalls.errors import MemInvalid
 
 DEMO = Path(memos_tools.__file__).parent / "data" / "conversation.json"
 MAY_8 = 1683554160 * 10**9

@@ -64,6 +64,31 @@ def test_a_file_that_holds_no_key_is_refused(tmp_path: Path, text: str, says: st
         masterkey.read(path)
 
 
+def test_what_a_crash_left_of_a_key_file_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = tmp_path / "master.key"
+    path.touch(mode=0o600)
+    (tmp_path / "master.key.partial").write_text("ab")
+    assert masterkey.read(path, new=True) is None, "for a directory that holds nothing yet"
+    with pytest.raises(NoKey):
+        masterkey.read(path)
+    key = masterkey.create(path)
+    assert masterkey.read(path, new=True) == masterkey.read(path) == key
+    assert [found.name for found in tmp_path.iterdir()] == ["master.key"]
+
+
+def test_a_new_key_has_its_name_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "master.key", list[str]()
+    fsync = os.fsync
+
+    def seen(fd: int) -> None:
+        synced.append(f"{Path(os.readlink(f'/proc/self/fd/{fd}')).name} {path.exists()}")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    masterkey.create(path)
+    assert synced == ["master.key.partial False", f"{tmp_path.name} True"]
+
+
 def test_blanks_around_a_key_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "master.key"
     path.touch(mode=0o600)

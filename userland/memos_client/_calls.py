@@ -790,6 +790,7 @@ class Calls(ABC):
         namespace: str | None = None,
         *,
         cascade: Literal["rebuild", "shred", "refuse"] | None = None,
+        expect_version: int | None = None,
         request_id: str | None = None,
         actor_note: str | None = None,
         deadline_ms: int | None = None,
@@ -798,6 +799,7 @@ class Calls(ABC):
 
         namespace: Every cube in this namespace and below it.
         cascade: Derived cubes: rebuild what is deterministic and shred the rest, shred all, or refuse if any.
+        expect_version: With cube_id: refuse with ECONFLICT if not at this version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
         deadline_ms: Milliseconds the caller will wait; 30000 when absent.
@@ -808,6 +810,7 @@ class Calls(ABC):
                 "cube_id": cube_id,
                 "namespace": namespace,
                 "cascade": cascade,
+                "expect_version": expect_version,
                 "request_id": request_id,
                 "actor_note": actor_note,
                 "deadline_ms": deadline_ms,
@@ -1390,6 +1393,7 @@ class AsyncCalls(ABC):
         namespace: str | None = None,
         *,
         cascade: Literal["rebuild", "shred", "refuse"] | None = None,
+        expect_version: int | None = None,
         request_id: str | None = None,
         actor_note: str | None = None,
         deadline_ms: int | None = None,
@@ -1401,6 +1405,7 @@ class AsyncCalls(ABC):
                 "cube_id": cube_id,
                 "namespace": namespace,
                 "cascade": cascade,
+                "expect_version": expect_version,
                 "request_id": request_id,
                 "actor_note": actor_note,
                 "deadline_ms": deadline_ms,

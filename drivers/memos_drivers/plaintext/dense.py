@@ -22,6 +22,7 @@ from memos_syscalls.errors import MemInvalid, MemModel
 Int8 = NDArray[np.int8]
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.intp]
+Rows = NDArray[np.intp] | NDArray[np.int32]
 Vector = NDArray[np.floating] | list[float] | tuple[float, ...]
 _GIVEN_UP: Final = 2**16 - 1
 
@@ -79,12 +80,12 @@ class DenseIndex:
         self._inverse[row] = 0
         self._rows[row] = 0
 
-    def take(self, rows: Numbers) -> Int8:
+    def take(self, rows: Rows) -> Int8:
         """Copies of quantised rows."""
         taken: Int8 = self._rows[rows]
         return taken
 
-    def cosines(self, vector: Vector, rows: Numbers) -> Floats:
+    def cosines(self, vector: Vector, rows: Rows) -> Floats:
         """The cosine of each of these rows with the query's vector; 0 for a row without a vector."""
         query = quantised(vector).reshape(1, -1)
         self.check_dims(query.shape[1])
@@ -177,13 +178,13 @@ class Vectors:
         mask: NDArray[np.bool_] = self._sizes[:count] == 0
         return mask
 
-    def select(self, mask: NDArray[np.bool_], size: int) -> tuple[DenseIndex, Numbers, Numbers] | None:
+    def select(self, mask: NDArray[np.bool_], size: int) -> tuple[DenseIndex, Numbers, Rows] | None:
         """For the documents in a mask that have a vector of this size: its matrix, their numbers, their rows."""
         matrix = self._matrices.get(size)
         if matrix is None:
             return None
         numbers = np.flatnonzero(mask & (self._sizes[: len(mask)] == size))
-        return matrix, numbers, self._rows[numbers].astype(np.intp)
+        return matrix, numbers, self._rows[numbers]
 
     def size(self, number: int) -> int:
         """How many components a document's vector has; 0 without one."""
@@ -196,5 +197,5 @@ class Vectors:
         inside = numbers >= 0
         inside[inside] = self._sizes[numbers[inside]] == size
         if size and inside.any():
-            block[inside] = self._matrices[size].take(self._rows[numbers[inside]].astype(np.intp))
+            block[inside] = self._matrices[size].take(self._rows[numbers[inside]])
         return block

@@ -285,9 +285,8 @@ class PlaintextIndex:
         for number in best:
             why: dict[str, Any] = {"fusion": {"rrf": fused[number]}}
             if number in ranks[0]:
-                why["lexical"] = {"rank": ranks[0][number], "terms": words[number]}
-                if query.scores:
-                    why["lexical"]["score"] = lexical.scores[number]
+                score = {"score": lexical.scores[number]} if query.scores else {}
+                why["lexical"] = {"rank": ranks[0][number], **score, "terms": words[number]}
             if number in ranks[1]:
                 why["dense"] = {"rank": ranks[1][number], "cosine": dense.scores[number]}
             explained[number] = why

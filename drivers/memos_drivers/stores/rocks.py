@@ -17,7 +17,7 @@ from rocksdict import AccessType, BlockBasedOptions, Cache, Checkpoint, DBCompre
 from .base import FAMILIES, LOG, PAYLOAD, VIEW, Batch, Reader
 
 BLOCK_CACHE_BYTES = 32 << 20
-WRITE_BUFFER_BYTES = 8 << 20
+WRITE_BUFFER_BYTES = 4 << 20
 BLOB_BYTES_MIN = 16 << 10
 
 
