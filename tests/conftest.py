@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -22,7 +21,3 @@ def k() -> Iterator[Inside]:
         yield kernel
 
 
-@pytest.fixture
-def shm(tmp_path: Path) -> Path:
-    """A directory for one test's data."""
-    return tmp_path

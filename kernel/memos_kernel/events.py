@@ -30,6 +30,7 @@ the target namespace only: an operation on a namespace names the namespace, not 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -124,18 +125,22 @@ class Claim(NamedTuple):
     signature: bytes
 
 
-_Kinds = tuple[tuple[type, ...], ...]
+def _kinds(*each: tuple[type, ...]) -> frozenset[tuple[type, ...]]:
+    """Every row of types that an array may have."""
+    return frozenset(itertools.product(*each))
+
+
 _NONE: Final = type(None)
-_RECORD: Final[_Kinds] = ((int,), (int,), (int,), (int,), (str,), (int,), (bytes, _NONE), (str, _NONE), (list,))
-_EVENT: Final[_Kinds] = ((str,), (int,), (list,), (list, _NONE))
-_PRIVATE: Final[_Kinds] = ((bytes,), (bytes,))
-_FRAME: Final[_Kinds] = ((int,), (bytes,), (int,), (bytes,), (int,), (bytes,), (list,), (bytes,))
-_CLAIM: Final[_Kinds] = ((int,), (bytes,), (int,), (bytes,), (bytes,), (bytes,), (bytes, _NONE), (bytes,))
+_RECORD: Final = _kinds((int,), (int,), (int,), (int,), (str,), (int,), (bytes, _NONE), (str, _NONE), (list,))
+_EVENT: Final = _kinds((str,), (int,), (list,), (list, _NONE))
+_PRIVATE: Final = _kinds((bytes,), (bytes,))
+_FRAME: Final = _kinds((int,), (bytes,), (int,), (bytes,), (int,), (bytes,), (list,), (bytes,))
+_CLAIM: Final = _kinds((int,), (bytes,), (int,), (bytes,), (bytes,), (bytes,), (bytes, _NONE), (bytes,))
 
 
-def _fits(raw: Any, kinds: _Kinds) -> bool:
+def _fits(raw: Any, kinds: frozenset[tuple[type, ...]]) -> bool:
     """Whether a decoded array has exactly these kinds of elements."""
-    return type(raw) is list and len(raw) == len(kinds) and all(type(v) in k for v, k in zip(raw, kinds, strict=True))
+    return type(raw) is list and tuple(map(type, raw)) in kinds
 
 
 def encode_record(record: Record) -> bytes:

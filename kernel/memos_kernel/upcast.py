@@ -29,6 +29,9 @@ def _event(event: Event, steps: dict[tuple[str, int], Step], newest: dict[str, i
         raise Damaged(f"event {event.name} schema {event.schema} is from a newer kernel; upgrade before opening this log")
     fields, schema = list(event.fields), event.schema
     while schema < target:
-        fields = steps[(event.name, schema)](fields)
+        step = steps.get((event.name, schema))
+        if step is None:
+            raise Damaged(f"event {event.name} schema {schema} is one that no kernel ever wrote")
+        fields = step(fields)
         schema += 1
     return Event(event.name, schema, fields, event.private)

@@ -152,10 +152,10 @@ class Stored(MemoryLog):
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Inside]:
     with Inside() as k:
-        for n in range(6):
-            cube = k("mem_alloc", namespace="alice", content=f"{n}")["cube_id"]
-            k("mem_write", cube_id=cube, content=f"{n} again")
-        k("mem_shred", cube_id=cube)
+        cubes = [k("mem_alloc", namespace="alice", content=f"{n}")["cube_id"] for n in range(6)]
+        for cube in cubes:
+            k("mem_write", cube_id=cube, content="again")
+        k("mem_shred", cube_id=cubes[-1])
         k.reopen()
         yield k
 
@@ -183,6 +183,14 @@ def test_verify_finds_whatever_was_changed_and_never_fails_itself(kernel: Inside
         assert full.problems[0].offset <= whole.first_seq + len(whole.records)
     # Without the MAC key the records after the newest checkpoint are unproven; reading them must still not fail.
     verify.verify_log(log, public_key=keys.signer.public_key, frame_mac=None)
+
+
+@pytest.mark.parametrize("schema", [-1, 0, 2, 2**63])
+def test_an_event_of_a_schema_that_nobody_wrote_is_called_damaged(log: Log, schema: int) -> None:
+    record = ev.decode_record(log["record"][0])
+    changed = record._replace(events=[record.events[0]._replace(schema=schema)])
+    with pytest.raises(Damaged, match="schema"):
+        current(changed)
 
 
 @given(st.data())
