@@ -40,6 +40,7 @@ FRAMES_PER_TURN: Final = 16
 TURN_SECONDS: Final = 0.001
 LINGER_NS: Final = 80_000
 """After a read the loop looks again for this long before it sleeps: on virtual machines a wake-up outlasts a read."""
+LOOKS_LEFT_OUT: Final = 32
 OVERFLOW_UID: Final = 65534
 _CREDENTIALS: Final = struct.Struct("3i")
 _FDS: Final = struct.Struct(f"{limits.FDS_PER_FRAME_MAX}i")
@@ -408,6 +409,7 @@ class Server:
         self.connections: set[Connection] = set()
         self._lingering = False
         self._awake_until = 0
+        self._calls = self._calls_before = self._looks_left_out = 0
         self.corked = False
         self.dirty: set[Connection] = set()
         self._mapped: dict[str, int] = {}
@@ -425,17 +427,26 @@ class Server:
         return total
 
     def linger(self) -> None:
-        """Keep the loop awake for a moment: the caller's next read is probably on its way."""
-        self._awake_until = time.perf_counter_ns() + LINGER_NS
-        if not self._lingering:
+        """Keep the loop awake for a moment: the caller's next call is probably on its way. After a look in vain (the
+        caller may need this very processor) the next ones do without."""
+        self._calls += 1
+        if self._lingering:
+            self._awake_until = time.perf_counter_ns() + LINGER_NS
+        elif self._looks_left_out:
+            self._looks_left_out -= 1
+        else:
             self._lingering = True
+            self._calls_before = self._calls
+            self._awake_until = time.perf_counter_ns() + LINGER_NS
             self.kernel.loop.call_soon(self._look)
 
     def _look(self) -> None:
-        if time.perf_counter_ns() < self._awake_until and not self.kernel.busy:
+        if time.perf_counter_ns() < self._awake_until and not self.kernel.committing:
             self.kernel.loop.call_soon(self._look)
-        else:
-            self._lingering = False
+            return
+        self._lingering = False
+        if self._calls == self._calls_before:
+            self._looks_left_out = LOOKS_LEFT_OUT
 
     def cork(self) -> None:
         self.corked = True
