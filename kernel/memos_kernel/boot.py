@@ -21,7 +21,7 @@ from memos_drivers.stores.rocks import RocksStore
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
 
-from . import crypto, masterkey, reads
+from . import crypto, masterkey, system
 from . import events as ev
 from .chain import Chain, LogKeys
 from .clock import Clock, RealClock
@@ -341,7 +341,7 @@ async def assemble(
         decisions=decisions(strategies()), effects=effects, read_only=config.read_only, on_fatal=on_fatal,
         snapshots=Snapshots(store, config.data_dir / "snapshots"),
     )  # fmt: skip
-    reads.register(kernel)
+    system.register(kernel)
     await kernel.start(*opening(kernel, head, epoch, claim_id))  # claim and epoch.opened are durable now
     effects.start(kernel.durable.seq)  # indexes load while calls are answered already
     return kernel

@@ -1,4 +1,4 @@
-"""Calls that append nothing: read, stat, list, history, diff, search, watch and the sys_ calls.
+"""Calls that append nothing and look at cubes: read, stat, list, history, diff. Search is in finding.py.
 
 Each handler takes `(kernel, turn, request)` and either answers at once or starts a task that will. Reads see durable
 state. The past is exactly what was live then, with today's rights; what was erased is `ESHREDDED` at every offset.
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memos_syscalls import limits
 from memos_syscalls.errors import MemCanceled, MemError, MemInvalid, MemIO, MemNotFound
-from memos_syscalls.table import BY_NAME, BY_NUMBER, Flag
+from memos_syscalls.table import BY_NUMBER
 
-from . import __version__, lifecycle
+from . import lifecycle
 from .eventlog.base import records
-from .events import EXPIRED, MERGED, SHREDDED, STATE_CHANGED, UNMERGED, WRITTEN, Damaged, Event, Record
+from .events import Damaged
 from .governance import Access, raw_id, text_id
 from .header import header
 from .longreads import Breath
-from .state import SCHEMA, Cube, Version, View, shown
+from .state import Cube, Version, View
 from .turn import Turn
 from .vault import Opened
 
@@ -356,189 +356,3 @@ async def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
 def _unified(before: str, after: str, a: str, b: str) -> str:
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), a, b, lineterm="")
     return "".join(f"{line}\n" for line in lines)
-
-
-# -- watch -----------------------------------------------------------------------------------------------------------
-
-
-def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[str, Any] | None:
-    """What a watcher is told of an event; None for what it may not see or did not ask for."""
-    if request.events is not None and event.name not in request.events:
-        return None
-    item: dict[str, Any] = {"event": event.name}
-    namespace: str = ""
-    match event.name:
-        case "cube.allocated":
-            item |= {"cube_id": text_id(event.fields[0]), "version": 1, "namespace": event.fields[1]}
-            namespace = event.fields[1]
-        case "namespace.forked":
-            namespace = item["namespace"] = event.fields[1]
-        case "cubes.shredded" if event.fields[0] is not None:
-            namespace = item["namespace"] = event.fields[0]
-        case _ if event.name in (WRITTEN, STATE_CHANGED, EXPIRED, MERGED, UNMERGED, SHREDDED):
-            first: Any = event.fields[0]
-            if event.name == SHREDDED:
-                first = event.fields[1][0]
-            elif event.name == EXPIRED:
-                first = first[0][0]
-            cube = access.view.cube(first)
-            if cube is None:
-                return None
-            namespace = cube.namespace
-            item |= {"cube_id": text_id(first), "namespace": namespace}
-            if event.name in (WRITTEN, STATE_CHANGED, UNMERGED):
-                item["version"] = event.fields[1]
-            if event.name == STATE_CHANGED:
-                item["state"] = event.fields[2]
-        case _:
-            return None
-    wanted = request.namespace
-    if wanted is not None and namespace != wanted and not namespace.startswith(wanted + "/"):
-        return None
-    return item if access.sees(namespace) else None
-
-
-def _single(record: Record) -> Iterator[Event]:
-    """Events with one cube each: a tick that ends many lives is told cube by cube."""
-    for event in record.events:
-        if event.name == EXPIRED:
-            for pair in event.fields[0]:
-                yield event._replace(fields=[[pair]])
-        elif event.name == SHREDDED and event.fields[0] is None:
-            for cube_id in event.fields[1]:
-                yield event._replace(fields=[None, [cube_id], [], b""])
-        else:
-            yield event
-
-
-async def mem_watch(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any] | None:
-    if request.namespace is not None:
-        Access(kernel.view, turn.peer.caller).namespace(request.namespace)
-    at = kernel.durable.seq + 1 if request.from_offset is None else request.from_offset
-    news = kernel.watch()
-    try:
-        while not turn.finished:
-            sent = 0
-            breath = Breath()
-            head = kernel.durable.seq
-            if at <= head:
-                for _raw, record in records(kernel.log, at):
-                    if record.seq > head or sent >= limits.WATCH_ITEMS_PER_TURN_MAX:
-                        break
-                    at = record.seq + 1
-                    sent += 1
-                    await breath()
-                    access = Access(kernel.view, turn.peer.caller)
-                    events = [item for event in _single(record) if (item := _seen(kernel, access, event, request))]
-                    if events:
-                        call = BY_NUMBER.get(record.syscall)
-                        turn.item({
-                            "offset": record.seq, "time": record.time, "actor": record.principal,
-                            "syscall": call.name if call else "kernel", "events": events,
-                        })  # fmt: skip
-            await turn.peer.writable()
-            if at > kernel.durable.seq:
-                news.clear()
-                await news.wait()
-        return None
-    finally:
-        kernel.unwatch(news)
-
-
-# -- sys -------------------------------------------------------------------------------------------------------------
-
-
-def sys_info(kernel: Kernel, turn: Turn, request: Any) -> None:
-    durable, embed = kernel.durable, kernel.effects.embed
-    info = embed.info if embed is not None else None
-    models = (
-        [] if info is None else [{"use": "embedding", "name": info.name, "dims": info.dims, "fingerprint": info.fingerprint}]
-    )
-    turn.answer({
-        "abi": limits.ABI, "version": __version__, "log_id": kernel.keys.log_id.hex(), "epoch": kernel.chain.epoch,
-        "head_offset": durable.seq, "head_hash": durable.hash.hex(), "state_digest": shown(durable.digest).hex(),
-        "state_schema": SCHEMA, "log": kernel.log.describe() if turn.peer.caller.admin else {"kind": kernel.log.kind},
-        "public_key": kernel.keys.signer.public_key.hex(), "drivers": ["plaintext"], "models": models,
-        "principal": turn.peer.caller.principal, "admin": turn.peer.caller.admin, "read_only": kernel.read_only,
-    })  # fmt: skip
-
-
-def _census(view: View, access: Access) -> dict[str, Any]:
-    forms: dict[str, int] = {}
-    states: dict[str, int] = {}
-    namespaces: dict[str, dict[str, int]] = {}
-    for namespace in view.namespaces():
-        if not access.sees(namespace.name):
-            continue
-        entry = namespaces.setdefault(namespace.name, {"cubes": 0, "bytes": 0})
-        for cube_id in view.cubes_in(namespace.name):
-            cube = view.cube(cube_id)
-            found = view.version(cube, cube.version) if cube is not None else None
-            if cube is None or found is None:
-                continue
-            forms[cube.form] = forms.get(cube.form, 0) + 1
-            states[cube.state] = states.get(cube.state, 0) + 1
-            entry["cubes"] += 1
-            entry["bytes"] += found[0].payload_bytes
-    return {"forms": forms, "states": states, "namespaces": namespaces, "tiers": {"disk": sum(forms.values())}}
-
-
-async def sys_stats(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    """Everything for the kernel's own user; others see their own cubes, and how far the indexes are."""
-    caller, effects = turn.peer.caller, kernel.effects
-    census = await asyncio.to_thread(_census, kernel.frozen_view(), Access(kernel.frozen_view(), caller))
-    lexical: dict[str, Any] = {"indexed_offset": effects.lexical_seq, "loaded": effects.loaded}
-    dense: dict[str, Any] = {"indexed_offset": effects.dense_seq, "dims": effects.index.dims}
-    reply: dict[str, Any] = {
-        "uptime_s": round(kernel.loop.time() - kernel.started, 3), "connections": 0, "calls": {}, "memory": {},
-        "log": {"head_offset": kernel.durable.seq}, "indexes": {"lexical": lexical, "dense": dense}, "cubes": census,
-    }  # fmt: skip
-    if not caller.admin:
-        return reply
-    error = effects.embed_error
-    lexical |= {"documents": effects.index.documents, "error": effects.failed}
-    dense |= {"documents": effects.index.vectors, "error": None if error is None else error.detail}
-    reply["connections"] = kernel.connections()
-    reply["calls"] = {BY_NUMBER[n].name: h.report() for n, h in kernel.stats.items() if h.count}
-    reply["log"] |= {
-        "commits": kernel.commits, "records": kernel.committed_records,
-        "records_per_commit": round(kernel.committed_records / max(1, kernel.commits), 2),
-    }  # fmt: skip
-    reply["memory"] = {"opened_bytes": kernel.vault.opened_bytes, "key_slots_ready": kernel.vault.free_slots}
-    return reply
-
-
-async def sys_snapshot(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    result: dict[str, Any] = await kernel.snapshots.make(kernel)
-    return result
-
-
-async def sys_verify(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    from .verify import verify_live
-
-    return await asyncio.to_thread(verify_live, kernel, request.full)
-
-
-def sys_hello(kernel: Kernel, turn: Turn, request: Any) -> None:
-    """The first hello is the server's business; here arrives the second."""
-    raise MemInvalid("hello was said already on this connection", "Say it once.")
-
-
-def sys_cancel(kernel: Kernel, turn: Turn, request: Any) -> None:
-    turn.answer({"canceled": turn.peer.cancel(request.call)})
-
-
-def register(kernel: Kernel) -> None:
-    """Put every reading call into the kernel's table; a call without a handler fails here, at start."""
-    from .finding import mem_search
-
-    handlers: dict[str, Callable[[Kernel, Turn, Any], None]] = {
-        "mem_read": mem_read, "mem_stat": mem_stat, "mem_list": later(mem_list), "mem_history": later(mem_history),
-        "mem_diff": later(mem_diff), "mem_search": later(mem_search), "mem_watch": streaming(mem_watch), "sys_info": sys_info,
-        "sys_stats": later(sys_stats), "sys_snapshot": later(sys_snapshot), "sys_verify": later(sys_verify),
-        "sys_cancel": sys_cancel, "sys_hello": sys_hello,
-    }  # fmt: skip
-    for call in BY_NAME.values():
-        if not call.flags & Flag.WRITE:
-            kernel.reads[call.number] = handlers.pop(call.name)
-    assert not handlers, "every handler has a syscall"

@@ -1,0 +1,117 @@
+"""The sys_ calls, and the table of everything that appends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from memos_syscalls import limits
+from memos_syscalls.errors import MemInvalid
+from memos_syscalls.table import BY_NAME, BY_NUMBER, Flag
+
+from . import __version__
+from .governance import Access
+from .reads import later, mem_diff, mem_history, mem_list, mem_read, mem_stat, streaming
+from .state import SCHEMA, View, shown
+from .turn import Turn
+from .watching import mem_watch
+
+if TYPE_CHECKING:
+    from .dispatch import Kernel
+
+
+def sys_info(kernel: Kernel, turn: Turn, request: Any) -> None:
+    durable, embed = kernel.durable, kernel.effects.embed
+    info = embed.info if embed is not None else None
+    models = (
+        [] if info is None else [{"use": "embedding", "name": info.name, "dims": info.dims, "fingerprint": info.fingerprint}]
+    )
+    turn.answer({
+        "abi": limits.ABI, "version": __version__, "log_id": kernel.keys.log_id.hex(), "epoch": kernel.chain.epoch,
+        "head_offset": durable.seq, "head_hash": durable.hash.hex(), "state_digest": shown(durable.digest).hex(),
+        "state_schema": SCHEMA, "log": kernel.log.describe() if turn.peer.caller.admin else {"kind": kernel.log.kind},
+        "public_key": kernel.keys.signer.public_key.hex(), "drivers": ["plaintext"], "models": models,
+        "principal": turn.peer.caller.principal, "admin": turn.peer.caller.admin, "read_only": kernel.read_only,
+    })  # fmt: skip
+
+
+def _census(view: View, access: Access) -> dict[str, Any]:
+    forms: dict[str, int] = {}
+    states: dict[str, int] = {}
+    namespaces: dict[str, dict[str, int]] = {}
+    for namespace in view.namespaces():
+        if not access.sees(namespace.name):
+            continue
+        entry = namespaces.setdefault(namespace.name, {"cubes": 0, "bytes": 0})
+        for cube_id in view.cubes_in(namespace.name):
+            cube = view.cube(cube_id)
+            found = view.version(cube, cube.version) if cube is not None else None
+            if cube is None or found is None:
+                continue
+            forms[cube.form] = forms.get(cube.form, 0) + 1
+            states[cube.state] = states.get(cube.state, 0) + 1
+            entry["cubes"] += 1
+            entry["bytes"] += found[0].payload_bytes
+    return {"forms": forms, "states": states, "namespaces": namespaces, "tiers": {"disk": sum(forms.values())}}
+
+
+async def sys_stats(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    """Everything for the kernel's own user; others see their own cubes, and how far the indexes are."""
+    caller, effects = turn.peer.caller, kernel.effects
+    census = await asyncio.to_thread(_census, kernel.frozen_view(), Access(kernel.frozen_view(), caller))
+    lexical: dict[str, Any] = {"indexed_offset": effects.lexical_seq, "loaded": effects.loaded}
+    dense: dict[str, Any] = {"indexed_offset": effects.dense_seq, "dims": effects.index.dims}
+    reply: dict[str, Any] = {
+        "uptime_s": round(kernel.loop.time() - kernel.started, 3), "connections": 0, "calls": {}, "memory": {},
+        "log": {"head_offset": kernel.durable.seq}, "indexes": {"lexical": lexical, "dense": dense}, "cubes": census,
+    }  # fmt: skip
+    if not caller.admin:
+        return reply
+    error = effects.embed_error
+    lexical |= {"documents": effects.index.documents, "error": effects.failed}
+    dense |= {"documents": effects.index.vectors, "error": None if error is None else error.detail}
+    reply["connections"] = kernel.connections()
+    reply["calls"] = {BY_NUMBER[n].name: h.report() for n, h in kernel.stats.items() if h.count}
+    reply["log"] |= {
+        "commits": kernel.commits, "records": kernel.committed_records,
+        "records_per_commit": round(kernel.committed_records / max(1, kernel.commits), 2),
+    }  # fmt: skip
+    reply["memory"] = {"opened_bytes": kernel.vault.opened_bytes, "key_slots_ready": kernel.vault.free_slots}
+    return reply
+
+
+async def sys_snapshot(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    result: dict[str, Any] = await kernel.snapshots.make(kernel)
+    return result
+
+
+async def sys_verify(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    from .verify import verify_live
+
+    return await asyncio.to_thread(verify_live, kernel, request.full)
+
+
+def sys_hello(kernel: Kernel, turn: Turn, request: Any) -> None:
+    """The first hello is the server's business; here arrives the second."""
+    raise MemInvalid("hello was said already on this connection", "Say it once.")
+
+
+def sys_cancel(kernel: Kernel, turn: Turn, request: Any) -> None:
+    turn.answer({"canceled": turn.peer.cancel(request.call)})
+
+
+def register(kernel: Kernel) -> None:
+    """Put every reading call into the kernel's table; a call without a handler fails here, at start."""
+    from .finding import mem_search
+
+    handlers: dict[str, Callable[[Kernel, Turn, Any], None]] = {
+        "mem_read": mem_read, "mem_stat": mem_stat, "mem_list": later(mem_list), "mem_history": later(mem_history),
+        "mem_diff": later(mem_diff), "mem_search": later(mem_search), "mem_watch": streaming(mem_watch), "sys_info": sys_info,
+        "sys_stats": later(sys_stats), "sys_snapshot": later(sys_snapshot), "sys_verify": later(sys_verify),
+        "sys_cancel": sys_cancel, "sys_hello": sys_hello,
+    }  # fmt: skip
+    for call in BY_NAME.values():
+        if not call.flags & Flag.WRITE:
+            kernel.reads[call.number] = handlers.pop(call.name)
+    assert not handlers, "every handler has a syscall"
