@@ -152,6 +152,3 @@ def _names_alloc(record: Record, event: Event, args: dict[str, Any]) -> bool:
         return False
     # A fusion goes into its first source's namespace when it names none.
     return bool(args.get("namespace") in (None, namespace))
-
-
-__all__ = ["Receipt", "answer", "make_receipt", "names_target", "read_receipt", "shred_heirs", "shredded_by"]

@@ -18,8 +18,8 @@ from memos_syscalls.errors import MemConflict, MemInvalid, MemNotFound, MemShred
 
 from . import events as ev
 from . import lifecycle
-from .events import Event, Slot, pack
-from .governance import Access, Caller, raw_id, text_id
+from .events import Slot, pack
+from .governance import Access, Caller, text_id
 from .private import Private
 from .state import CONTENT, Cube, Tables, Version
 
@@ -311,5 +311,3 @@ DECISIONS: Final[dict[type[m.Request], Callable[[Tables, Call], Decision]]] = {
     m.MemUnfuse: decide_unfuse,
 }
 """Decisions about cubes one by one; `decide_shape` adds those that relate cubes."""
-
-__all__ = ["DECISIONS", "Call", "Decision", "Draft", "Event", "Fresh", "NewPayload", "Opener", "raw_id"]

@@ -43,7 +43,6 @@ LINGER_NS: Final = 80_000
 LOOKS_LEFT_OUT: Final = 32
 OVERFLOW_UID: Final = 65534
 _CREDENTIALS: Final = struct.Struct("3i")
-_FDS: Final = struct.Struct(f"{limits.FDS_PER_FRAME_MAX}i")
 
 
 class Connection:

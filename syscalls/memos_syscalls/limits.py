@@ -93,7 +93,8 @@ WATCHES_PER_CONNECTION_MAX: Final = 16
 HISTORY_VERSIONS_MAX: Final = 10_000
 WATCH_ITEMS_PER_TURN_MAX: Final = 256
 TURN_MS_MAX: Final = 5
-"""No turn of the kernel's event loop lasts longer than this; longer work is cut into slices."""
+"""What a turn of the kernel's event loop should last at most: longer work is cut into slices or goes to a thread. One
+commit of very many rows (a fork of thousands of cubes) still lasts longer."""
 
 # Storage.
 KEY_SLOTS_PER_BLOCK: Final = 1024

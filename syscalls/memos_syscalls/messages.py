@@ -180,7 +180,7 @@ class HeaderFields(Request):
         None, description="Seconds from now until the cube expires."
     )
     priority: Annotated[int, Field(ge=-limits.PRIORITY_MAX, le=limits.PRIORITY_MAX)] | None = Field(
-        None, description="Ranking hint."
+        None, description="A number for the caller's own use; ranking does not look at it."
     )
     labels: Labels | None = Field(None, description="Sensitivity labels.")
     embedding: Embedding | None = Field(None, description="The content's vector, if the caller has it.")

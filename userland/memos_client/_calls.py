@@ -183,7 +183,7 @@ class Calls(ABC):
         valid_from: When the fact began to hold in the world.
         valid_to: When it ceased to hold.
         ttl_s: Seconds from now until the cube expires.
-        priority: Ranking hint.
+        priority: A number for the caller's own use; ranking does not look at it.
         labels: Sensitivity labels.
         embedding: The content's vector, if the caller has it.
         form: Memory form.
@@ -373,7 +373,7 @@ class Calls(ABC):
         valid_from: When the fact began to hold in the world.
         valid_to: When it ceased to hold.
         ttl_s: Seconds from now until the cube expires.
-        priority: Ranking hint.
+        priority: A number for the caller's own use; ranking does not look at it.
         labels: Sensitivity labels.
         embedding: The content's vector, if the caller has it.
         expect_version: Refuse with ECONFLICT unless this is the cube's version.

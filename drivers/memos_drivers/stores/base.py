@@ -60,9 +60,3 @@ class Store(Protocol):
     def describe(self) -> dict[str, object]: ...
 
     def close(self) -> None: ...
-
-
-def prefix_end(prefix: bytes) -> bytes | None:
-    """The smallest key above every key with this prefix; None when there is none."""
-    trimmed = prefix.rstrip(b"\xff")
-    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
