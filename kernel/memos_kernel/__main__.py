@@ -1,7 +1,8 @@
 """`memosd`: read the configuration, boot, serve until SIGTERM or SIGINT, stop cleanly.
 
 Exit status: 0 after a clean stop, 1 when the kernel refused to start (the reason is on stderr), 3 when it stopped
-itself because an append or apply failed.
+itself because an append or apply failed, 4 when another kernel took over its log: do not start it again by itself, or
+the two would take the log from each other for ever.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import sys
 
 import uvloop
 
-from .boot import Refused, boot
+from .boot import boot
 from .config import BadConfig, Config, load, parser
+from .recovery import Refused
 
 FATAL_STATUS = 3
+FENCED_STATUS = 4
 
 
 async def serve(config: Config) -> int:
@@ -44,7 +47,7 @@ async def serve(config: Config) -> int:
     if fatal:
         # Nothing more may be written or answered: callers see the connection close and know that they do not know.
         sys.stderr.flush()
-        os._exit(FATAL_STATUS)
+        os._exit(FENCED_STATUS if running.kernel.fenced else FATAL_STATUS)
     await running.stop()
     return FATAL_STATUS if fatal else 0
 

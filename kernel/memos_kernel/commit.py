@@ -6,6 +6,7 @@
 - `tables` is the state with everything decided; `view` is what is durable, and what reads see: while a frame is under
   way it is a snapshot from before it.
 - An error in append or apply stops the kernel (`fatal`). The only caller of `EventLog.begin` and `finish`.
+- With a log that others can reach, `succession` decides what follows when an append is settled by a new claim.
 
 Runs on the event loop, but for what `in_thread` is given.
 """
@@ -18,7 +19,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Store
 from memos_syscalls import limits
@@ -30,12 +31,15 @@ from .chain import Chain, LogKeys, Sealed
 from .clock import Clock
 from .decide import Decision
 from .effects import Effects
-from .eventlog.base import Append, EventLog
+from .eventlog.base import Append, Ended, EventLog, Renewed
 from .events import Checkpoint, Record, Slot, pack
 from .reducer import apply
 from .state import DIGEST_BYTES, META_APPLIED, Tables, View, shown
 from .turn import Turn
 from .vault import Vault
+
+if TYPE_CHECKING:
+    from .succession import Succession
 
 log_ = logging.getLogger("memos.kernel")
 
@@ -97,15 +101,23 @@ class Commits:
         """What waits for the gate, or for its turn, in order."""
         self.carrying: dict[int, list[Callable[[], None]]] = {}
         """Shreds whose keys are being destroyed, with the repeats that wait for them."""
+        self.fenced = False
+        """Another kernel took over."""
+        self.succession: Succession | None = None
+        """What a log that others can reach asks of its kernel; None for a log of our own."""
+        self.go_on: Callable[[], None] = lambda: None
+        """Let what waits in line go on."""
         self.cork: Callable[[], None] = lambda: None
         """Hold replies back, so that those to one connection leave in one send; `uncork` lets them go."""
         self.uncork: Callable[[], None] = lambda: None
         self.tasks: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
+        self._under_way: list[Entry] = []
+        """Records of the frame that the log has not acknowledged yet."""
         self._committing = False
         self._last_commit = 0.0
-        self._barriers: deque[tuple[int, Callable[[], None]]] = deque()
+        self._barriers: deque[tuple[int, Callable[[], None], Callable[[MemError], None] | None]] = deque()
         self._drained: set[asyncio.Future[None]] = set()
         self._refilling = False
         self._wanted_slots = LOW_SLOTS
@@ -232,7 +244,7 @@ class Commits:
         applied = (record.seq, record.time, last.hash, digest.to_bytes(DIGEST_BYTES, "little"), self.chain.epoch)
         puts.append((VIEW, META_APPLIED, pack(applied)))
         frame = self.chain.frame(first.record.seq, self.durable.hash, [e.sealed.data for e in entries])
-        append = Append(self.claim, frame, first.record.seq, first.record.time, batch)
+        append = Append(self.claim, frame, first.record.seq, first.record.time, batch, last.hash)
         self.claim = None
         # Until the frame is durable, reads see the state before it.
         self.view = View(self.store.snapshot(VIEW))
@@ -242,17 +254,69 @@ class Commits:
             self.fatal(f"appending at offset {first.record.seq} failed", error)
             return
         where = Durable(record.seq, last.hash, digest, record.time)
+        self._under_way = entries
         self.in_thread(lambda: self.log.finish(append), lambda error: self._committed(entries, where, error))
 
     def _committed(self, entries: list[Entry], where: Durable, error: BaseException | None) -> None:
-        if error is not None:
-            self.fatal(f"the log could not make offset {where.seq} durable", error)
+        if self.stopped not in (None, STOPPING):
             return
+        self._under_way = []
+        if isinstance(error, Renewed) and error.counted:
+            queued = list(self._queue)
+            self._queue.clear()
+            self._settle_or_stop(entries, where)
+            self.append_failed(queued, error)
+        elif error is not None:
+            queued = list(self._queue)
+            self._queue.clear()
+            self._committing = False
+            self.append_failed([*entries, *queued], error)
+        else:
+            self._settle_or_stop(entries, where)
+
+    def _settle_or_stop(self, entries: list[Entry], where: Durable) -> None:
         try:
             self._settle(entries, where)
         except Exception as defect:
             # The log has the records; whoever waits for them learns it after the restart.
             self.fatal(f"what follows offset {where.seq} failed", defect)
+
+    def append_failed(self, entries: list[Entry], error: BaseException) -> None:
+        """The log did not acknowledge these records, or it is not known."""
+        self.view = self._live_view
+        if isinstance(error, Renewed) and self.succession is not None:
+            log_.warning("the log is written in epoch %d from now on: %s", error.opened.epoch, error)
+            self.succession.renewed(entries, error)
+            return
+        self._under_way = entries
+        if isinstance(error, Ended):
+            self.ended(str(error), error.fenced)
+        else:
+            self.fatal("the log could not make records durable", error)
+
+    def ended(self, why: str, fenced: bool) -> None:
+        """This kernel may write no more. Those who wait do not learn that their call failed: it may have gone through."""
+        if self.stopped not in (None, STOPPING):
+            return
+        self.fenced = fenced
+        unknown = MemFenced(why, outcome="unknown") if fenced else MemIO(why, "Repeat it with the same request id.", outcome="unknown")
+        for entry in (*self._under_way, *self._queue):
+            if entry.turn is not None:
+                entry.turn.fail(unknown)
+        self.fatal("this kernel was replaced" if fenced else "the log is not what it was", Ended(why, fenced=fenced))
+
+    def undecided(self, why: MemError) -> None:
+        """What was decided on top of records that are lost must be asked again; whoever only waits for durable, has it."""
+        self._committing = bool(self._queue)
+        barriers, self._barriers = self._barriers, deque()
+        for _seq, then, lost in barriers:
+            if lost is not None:
+                lost(why)
+            else:
+                then()
+        if self._queue:
+            self.loop.call_soon(self._commit)
+        self.go_on()
 
     def _settle(self, entries: list[Entry], where: Durable) -> None:
         """The frame is durable: let reads see it, answer its callers, begin its effects."""
@@ -286,12 +350,18 @@ class Commits:
         while self._barriers and self._barriers[0][0] <= where.seq:
             self._barriers.popleft()[1]()
         self.uncork()
-        for watcher in self._watchers:
-            watcher.set()
+        self.news()
         if self._queue:
             self._commit()
         else:
             self._committing = False
+        if self.line:
+            self.go_on()
+
+    def news(self) -> None:
+        """Wake those who follow the log."""
+        for watcher in self._watchers:
+            watcher.set()
 
     def _key_store_written(self, error: BaseException | None) -> None:
         if error is not None:
@@ -397,15 +467,16 @@ class Commits:
         view = self.view
         return View(self.store.snapshot(VIEW)) if view is self._live_view else view
 
-    def when_durable(self, seq: int, then: Callable[[], None]) -> None:
+    def when_durable(self, seq: int, then: Callable[[], None], lost: Callable[[MemError], None] | None = None) -> None:
         """Run `then` when record `seq` is durable; at once when it is. Calls must come with non-decreasing offsets, or
-        wait a little longer than they need."""
+        wait a little longer than they need. Should the record never become durable, `lost` learns why; without it, `then`
+        runs when nothing is under way any more."""
         if seq <= self.durable.seq:
             then()
             return
         if self._barriers and self._barriers[-1][0] > seq:
             seq = self._barriers[-1][0]
-        self._barriers.append((seq, then))
+        self._barriers.append((seq, then, lost))
 
     def watch(self) -> asyncio.Event:
         """An event that is set after every commit, until `unwatch`."""

@@ -1,14 +1,25 @@
-"""One frozen configuration: command line over environment (`MEMOS_*`) over a TOML file over defaults."""
+"""One frozen configuration: command line over environment (`MEMOS_*`) over a TOML file over defaults.
+
+Kafka's own settings come from `--kafka-option` over the file of `--kafka-config` over the TOML file's `[kafka]` table. Any of
+them may be a secret: no message here shows a value, and secrets are refused where others could read them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import re
+import stat
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from memos_syscalls import limits
+
+from .eventlog.link import FORM, SCHEME, BadLink, Link
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -33,6 +44,17 @@ class Config:
     accept_clock: bool = False
     rebuild_indexes: bool = False
     log_level: str = "info"
+    kafka: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, hash=False)
+    """librdkafka's settings: secrets among them."""
+    kafka_config: Path | None = None
+    standby: bool = False
+    no_create_topics: bool = False
+    reads_when_isolated: bool = False
+
+    @property
+    def link(self) -> Link | None:
+        """Where the log's topics are; None for the embedded log."""
+        return Link.parse(self.log, self.kafka) if self.log.startswith(SCHEME) else None
 
     @property
     def key_path(self) -> Path:
@@ -49,7 +71,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", type=Path, help="TOML file with the same names as these options, underscores for dashes")
     p.add_argument("--data-dir", type=Path, help="directory of log, view and keys; made when missing")
     p.add_argument("--socket", type=Path, help="Unix socket to listen at (default: memos.sock in the runtime directory)")
-    p.add_argument("--log", help="event log: embedded")
+    p.add_argument("--log", help=f"event log: embedded (default), or {FORM}")
+    p.add_argument("--kafka-config", type=Path, help="file of Kafka settings, NAME=VALUE lines; for secrets: mode 0600")
+    p.add_argument("--kafka-option", action="append", metavar="NAME=VALUE", help="one Kafka setting; may be repeated")
+    p.add_argument("--no-create-topics", action="store_true", default=None, help="refuse to start when a topic is missing")
+    p.add_argument("--standby", action="store_true", default=None, help="follow the log, take over when its writer is gone")
+    p.add_argument(
+        "--reads-when-isolated", action="store_true", default=None, help="answer reads, old perhaps, while Kafka is away"
+    )
     p.add_argument("--embedder", help="minilm (default), none, or the base URL of an OpenAI-compatible endpoint")
     p.add_argument("--embedder-model", help="model name for an embedding endpoint")
     p.add_argument("--embedder-key-env", help="environment variable that holds the endpoint's key")
@@ -64,8 +93,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-_PATHS = ("data_dir", "socket", "master_key_file")
-_FLAGS = ("read_only", "accept_clock", "rebuild_indexes")
+_PATHS = ("data_dir", "socket", "master_key_file", "kafka_config")
+_FLAGS = ("read_only", "accept_clock", "rebuild_indexes", "standby", "no_create_topics", "reads_when_isolated")
+_SECRET = re.compile(r"password|passphrase|secret|credential|key\.pem$|oauthbearer\.config$|jaas", re.IGNORECASE)
+_EXTRA = "--log kafka:// needs the Kafka client: pip install 'memos-kernel[kafka]'"
 
 
 def load(arguments: argparse.Namespace, environment: dict[str, str]) -> Config:
@@ -73,21 +104,116 @@ def load(arguments: argparse.Namespace, environment: dict[str, str]) -> Config:
     values: dict[str, object] = {}
     names = list(Config.__dataclass_fields__)
     path = arguments.config or environment.get("MEMOS_CONFIG")
+    kafka: dict[str, str] = {}
     if path:
         try:
             found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise BadConfig(f"cannot read the configuration file {path}: {error}") from error
         unknown = sorted(set(found) - set(names))
         if unknown:
             raise BadConfig(f"{path}: unknown settings {', '.join(unknown)}; known are {', '.join(names)}")
+        kafka |= _flat(found.pop("kafka", {}), path)
+        if (secrets := _secrets(kafka)) and (mode := _open_to_others(Path(path))):
+            raise BadConfig(f"{path} holds {secrets} and can be read by others (mode {mode:o}); run: chmod 600 {path}")
         values |= found
     for name in names:
+        if name == "kafka":
+            continue
         if (text := environment.get(f"MEMOS_{name.upper()}")) is not None:
             values[name] = text
         if (given := getattr(arguments, name, None)) is not None:
             values[name] = given
-    return _checked(values)
+    config = _checked(values)
+    if config.kafka_config:
+        kafka |= _file(config.kafka_config)
+    kafka |= _options(arguments.kafka_option or ())
+    return _with_log(config, kafka)
+
+
+def _flat(table: object, where: object) -> dict[str, str]:
+    """The `[kafka]` table. TOML reads `sasl.username = …` as a table in a table: the dots are put back."""
+
+    def walk(found: object, name: str) -> Iterator[tuple[str, str]]:
+        if isinstance(found, dict):
+            for key, value in found.items():
+                yield from walk(value, f"{name}.{key}" if name else str(key))
+        elif not name or not isinstance(found, (bool, int, float, str)):
+            raise BadConfig(f"{where}: {f'{name} of [kafka]' if name else 'kafka'} is of the wrong kind")
+        else:
+            yield name, str(found).lower() if isinstance(found, bool) else str(found)
+
+    return dict(walk(table, ""))
+
+
+def _file(path: Path) -> dict[str, str]:
+    """The settings of `--kafka-config`."""
+    try:
+        if mode := _open_to_others(path):
+            raise BadConfig(f"{path} can be read by others (mode {mode:o}); run: chmod 600 {path}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadConfig(f"cannot read the Kafka settings {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise BadConfig(f"cannot read the Kafka settings {path}: not UTF-8 text") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not (line := line.strip()) or line[0] in "#!":
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.strip():
+            raise BadConfig(f"{path}, line {number}: not of the form NAME=VALUE")
+        if name.strip() in found:
+            raise BadConfig(f"{path}, line {number}: {name.strip()} is set twice")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _options(words: list[str] | tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.strip():
+            raise BadConfig("--kafka-option takes NAME=VALUE")
+        found[name.strip()] = value.strip()
+    if secrets := _secrets(found):
+        raise BadConfig(f"a command line can be read by others: put {secrets} into a file, and pass that with --kafka-config")
+    return found
+
+
+def _secrets(settings: Mapping[str, str]) -> str:
+    """The names of the settings that are secret by their names; paths to secrets are none."""
+    return ", ".join(sorted(name for name in settings if _SECRET.search(name) and not name.endswith(".location")))
+
+
+def _open_to_others(path: Path) -> int:
+    """The mode of a regular file that others may read or write, else 0."""
+    found = path.stat().st_mode
+    return stat.S_IMODE(found) if stat.S_ISREG(found) and stat.S_IMODE(found) & 0o077 else 0
+
+
+def _with_log(config: Config, kafka: dict[str, str]) -> Config:
+    """The configuration with its log's settings, when they go together."""
+    if config.log.startswith(SCHEME):
+        if config.read_only:
+            raise BadConfig("--read-only is for the embedded log; to follow a Kafka log and append nothing, pass --standby")
+        try:
+            Link.parse(config.log, kafka)
+        except BadLink as error:
+            raise BadConfig(str(error)) from None
+        if importlib.util.find_spec("confluent_kafka") is None:
+            raise BadConfig(_EXTRA)
+        return replace(config, kafka=MappingProxyType(kafka))
+    if config.log != "embedded":
+        raise BadConfig(f"log {config.log!r} is not known; this kernel has: embedded, {FORM}")
+    given = {
+        "--standby": config.standby, "--reads-when-isolated": config.reads_when_isolated,
+        "--no-create-topics": config.no_create_topics, "--kafka-config": config.kafka_config is not None,
+        "Kafka settings": bool(kafka),
+    }  # fmt: skip
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise BadConfig(f"{', '.join(wrong)}: only for a log on Kafka; pass --log {FORM}, or leave it out")
+    return config
 
 
 def _checked(values: dict[str, object]) -> Config:
@@ -114,8 +240,6 @@ def _checked(values: dict[str, object]) -> Config:
         except ValueError as error:
             raise BadConfig("disk_reserve_mb is a number of MiB") from error
     config = Config(**values)  # type: ignore[arg-type]
-    if config.log != "embedded":
-        raise BadConfig(f"log {config.log!r} is not known; this kernel has: embedded")
     if config.embedder not in ("minilm", "none") and not config.embedder.startswith(("http://", "https://")):
         raise BadConfig(f"embedder {config.embedder!r} is neither minilm, none nor a URL")
     if len(os.fsencode(config.socket)) > 107:

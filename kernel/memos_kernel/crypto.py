@@ -127,13 +127,44 @@ def verify_signature(public_key: bytes, signature: bytes, data: bytes) -> bool:
     return True
 
 
+def _leaf(data: bytes) -> bytes:
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def _next_row(row: list[bytes]) -> list[bytes]:
+    paired = [_node(row[i], row[i + 1]) for i in range(0, len(row) - 1, 2)]
+    # An odd node is promoted unchanged; for these trees that equals RFC 6962's split at a power of two.
+    return paired + row[len(row) & ~1 :]
+
+
 def merkle_root(leaves: list[bytes]) -> bytes:
     """RFC 6962 tree head over record hashes: leaf = H(0 ‖ hash), node = H(1 ‖ left ‖ right)."""
     if not leaves:
         return hashlib.sha256(b"").digest()
-    row = [hashlib.sha256(b"\x00" + leaf).digest() for leaf in leaves]
+    row = [_leaf(leaf) for leaf in leaves]
     while len(row) > 1:
-        paired = [hashlib.sha256(b"\x01" + row[i] + row[i + 1]).digest() for i in range(0, len(row) - 1, 2)]
-        # An odd node is promoted unchanged; for these trees that equals RFC 6962's split at a power of two.
-        row = paired + row[len(row) & ~1 :]
+        row = _next_row(row)
     return row[0]
+
+
+def merkle_path(leaves: list[bytes], at: int) -> list[tuple[bool, bytes]]:
+    """The neighbours from leaf `at` up to the root: `(it stands to the left, its hash)`, lowest first."""
+    row, path = [_leaf(leaf) for leaf in leaves], list[tuple[bool, bytes]]()
+    while len(row) > 1:
+        neighbour = at ^ 1
+        if neighbour < len(row):
+            path.append((neighbour < at, row[neighbour]))
+        row, at = _next_row(row), at >> 1
+    return path
+
+
+def merkle_climb(leaf: bytes, path: list[tuple[bool, bytes]]) -> bytes:
+    """The root that a leaf and its path give."""
+    found = _leaf(leaf)
+    for left, neighbour in path:
+        found = _node(neighbour, found) if left else _node(found, neighbour)
+    return found

@@ -67,10 +67,12 @@ SPARE_SLOTS: Final = 8
 """Key slots that a decision may need beside one for each content."""
 WRITES_SECONDS: Final = 0.001
 """Share of a turn of the loop that decisions may take."""
+OF_CUBES: Final = frozenset(call.number for call in TABLE if call.name.startswith("mem_"))
 LONG_ITEMS: Final = 48
 LONG_BYTES: Final = limits.PAYLOAD_CHUNK_BYTES // 2
 """Decisions over more items or longer contents run in a thread, so that no turn of the loop grows long."""
 EXPIRIES_PER_RECORD: Final = 128
+STOP_SECONDS: Final = 10
 
 
 class Kernel(Commits):
@@ -100,6 +102,7 @@ class Kernel(Commits):
         self.connections: Callable[[], int] = lambda: 0
         self.long_reads = LongReads(self.spawn)
         self.large_writes = LongReads(self.spawn)
+        self.go_on = self._go_on
         self._turn_until = 0.0
         self._going_on = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -127,12 +130,15 @@ class Kernel(Commits):
             self.stopped = STOPPING
             self.checkpoint_now()
             try:
-                await self.drained()
-            except OSError as error:
-                log_.error("the end of the log was not signed: %s", error)
+                await asyncio.wait_for(self.drained(), STOP_SECONDS)
+            except (OSError, TimeoutError) as error:
+                log_.error("the end of the log was not signed: %s", error or "the log is out of reach")
         await self.effects.close()
         for task in list(self.tasks):
             task.cancel()
+        if self.succession is not None:
+            # An append that waits for a log out of reach gives up.
+            await asyncio.to_thread(self.log.close)
         await self.end_flusher()
 
     # -- call --------------------------------------------------------------------------------------------------------
@@ -156,9 +162,14 @@ class Kernel(Commits):
                 self._write(Write(turn, request, args), contents)
             elif peer.pending_writes and peer.last_write > self.durable.seq:
                 # Read your writes: what this connection wrote before comes first.
-                self.when_durable(peer.last_write, lambda: self._guarded(turn, lambda: self.reads[number](self, turn, request)))
+                self.when_durable(peer.last_write, lambda: self._guarded(turn, read))
+            elif self.succession is not None and number in OF_CUBES:
+                self.succession.when_sure(turn, lambda: self._guarded(turn, read))
             else:
-                self.reads[number](self, turn, request)
+                read()
+
+        def read() -> None:
+            self.reads[number](self, turn, request)
 
         self._guarded(turn, work)
         if turn.finished:
@@ -195,7 +206,7 @@ class Kernel(Commits):
 
     def _refuse(self, turn: Turn, error: MemError, write: bool) -> None:
         if write and self.durable.seq < self.chain.seq:
-            self.when_durable(self.chain.seq, lambda: turn.fail(error))
+            self.when_durable(self.chain.seq, lambda: turn.fail(error), turn.fail)
         else:
             turn.fail(error)
 
@@ -205,7 +216,8 @@ class Kernel(Commits):
         if self.stopped is not None:
             raise MemAgain(self.stopped)
         if self.read_only:
-            raise MemReadOnly("this kernel was started read-only")
+            standby = self.succession is not None and self.succession.standby
+            raise MemReadOnly("this kernel is a standby" if standby else "this kernel was started read-only")
         if self.disk_full and write.turn.syscall.name not in ("mem_free", "mem_shred"):
             raise MemNoSpace("the disk that holds the data directory is nearly full")
         write.contents = contents_of(write.request, mapped)
@@ -216,11 +228,14 @@ class Kernel(Commits):
 
     def _wait_in_line(self, write: Write) -> None:
         """Decide now, or when those that came before have been decided."""
-        if self.line or self.gate_closed or self._turn_is_spent():
-            self.line.append(lambda: self._guarded(write.turn, lambda: self._write_now(write)))
-            self._go_on()
+        if self.log.away:
+            # What is decided now could only wait behind a frame that the log does not take.
+            write.turn.waits = "the log is out of reach; nothing was sent"
+        elif not (self.line or self.gate_closed or self._turn_is_spent()):
+            self._write_now(write)
             return
-        self._write_now(write)
+        self.line.append(lambda: self._guarded(write.turn, lambda: self._write_now(write)))
+        self._go_on()
 
     def _turn_is_spent(self) -> bool:
         """Whether writes had their share of this turn of the loop; reads are served whatever writes there are."""
@@ -234,7 +249,7 @@ class Kernel(Commits):
         self._turn_until = 0.0
 
     def _go_on(self) -> None:
-        if not self._going_on and not self.gate_closed:
+        if not self._going_on and not self.gate_closed and not self.log.away:
             self._going_on = True
             self.loop.call_soon(self._next_in_line)
 
@@ -250,10 +265,12 @@ class Kernel(Commits):
     def _write_now(self, write: Write) -> None:
         """Authorise, decide, append and apply, now or behind the gate."""
         request, caller = write.request, write.turn.peer.caller
+        if write.reserved is not None and write.reserved.epoch != self.vault.epoch:
+            raise MemAgain("the log began a new epoch while the content was being stored")
         if request.request_id is not None:
             write.mac = self.keys.request(caller.principal, request.request_id)
             if (seq := self.tables.request(write.mac)) is not None:
-                self.when_durable(seq, lambda: self._repeat(write, seq))
+                self.when_durable(seq, lambda: self._repeat(write, seq), write.turn.fail)
                 return
         if self.vault.free_slots < len(write.contents) + SPARE_SLOTS or self._is_long(write):
             self._begin_long(write)
@@ -374,7 +391,7 @@ class Kernel(Commits):
             sealed = await asyncio.to_thread(self._store_large_in_thread, content, slot, stored)
             if turn.finished:
                 raise MemCanceled("the call was given up")
-            write.contents, write.slot = [sealed], slot
+            write.contents, write.slot, write.reserved = [sealed], slot, reserved
             turn.on_end = lambda: self._end_large(write, stored, reserved)
             self._guarded(turn, lambda: self._wait_in_line(write))
         except MemError as error:
@@ -420,13 +437,11 @@ class Kernel(Commits):
         """Chunks are durable before the record that names them."""
 
         def store(key: bytes, chunk: bytes) -> None:
-            batch = Batch()
-            batch.put(PAYLOAD, key, chunk)
-            self.store.write(batch)
+            self.log.put_piece(key, chunk)
             stored.append(key)
 
         sealed = self.vault.seal_large(memoryview(content), slot, store)
-        self.store.sync()
+        self.log.sync_pieces()
         return sealed
 
     # -- answers that exist already -----------------------------------------------------------------------------------

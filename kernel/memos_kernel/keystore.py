@@ -28,7 +28,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -60,6 +60,40 @@ class Header(NamedTuple):
     shred_seq: int
     checkpoint: tuple[object, ...] | list[object] | None
     epoch: int
+
+
+class Keys(Protocol):
+    """A log's key store, wherever it is kept. What `prepare`, `update` and `destroy` did is durable when they return."""
+
+    @property
+    def header(self) -> Header: ...
+
+    def secrets(self) -> tuple[bytes, bytes]: ...
+
+    def update(self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None) -> None: ...
+
+    @property
+    def newest_checkpoint(self) -> Checkpoint | None: ...
+
+    @property
+    def highest_epoch(self) -> int: ...
+
+    @property
+    def epochs(self) -> list[int]: ...
+
+    def prepare(self, epoch: int, block: int) -> list[tuple[Slot, bytes]]: ...
+
+    def key(self, slot: Slot) -> bytes | None: ...
+
+    def destroy(self, slots: list[Slot]) -> None: ...
+
+    def live_slots(self, epoch: int) -> Iterator[Slot]: ...
+
+    def refresh(self) -> None:
+        """Learn what another kernel changed since; in any thread."""
+        ...
+
+    def close(self) -> None: ...
 
 
 def wrapping_key_id(master: bytes) -> bytes:
@@ -223,6 +257,9 @@ class KeyStore:
     @property
     def epochs(self) -> list[int]:
         return sorted({epoch for epoch, _ in self._blocks})
+
+    def refresh(self) -> None:
+        """The directory's lock keeps other kernels out."""
 
     def close(self) -> None:
         os.close(self._fd)

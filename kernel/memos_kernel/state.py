@@ -297,6 +297,12 @@ class Tables(View):
         self.get = self._get
         self.scan = self._scan
 
+    def reset(self, digest: int) -> None:
+        """Forget every change that is not in the source."""
+        for held in (self.overlay, self.changes, self.payloads, self._held, self._owners):
+            held.clear()
+        self.digest = digest
+
     def _get(self, key: bytes) -> bytes | None:
         try:
             return self.overlay[key]

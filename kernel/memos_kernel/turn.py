@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from memos_syscalls.errors import MemError, MemTimeout, MemTooLarge, Outcome
+from memos_syscalls.errors import MemAgain, MemError, MemTimeout, MemTooLarge, Outcome
 from memos_syscalls.table import Syscall
 
 from .governance import Caller
@@ -44,7 +44,7 @@ class Turn:
 
     __slots__ = (
         "appended", "call_id", "cancel", "finished", "long", "mapped", "mappings", "on_end", "peer", "size", "started", "stats",
-        "syscall", "timer",
+        "syscall", "timer", "waits",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, call_id: int, syscall: Syscall, stats: Any) -> None:
@@ -68,6 +68,8 @@ class Turn:
         self.cancel: Any = None
         """Task to cancel when the caller goes away or says so."""
         self.timer: Any = None
+        self.waits: str | None = None
+        """What outside the kernel it waits for, before anything of it was done."""
 
     def answer(self, result: dict[str, Any], fds: list[int] | None = None) -> None:
         if not self.finished:
@@ -93,6 +95,9 @@ class Turn:
     def expire(self) -> None:
         """The deadline passed."""
         if not self.finished:
+            if self.waits is not None and not self.appended:
+                self.fail(MemAgain(self.waits))
+                return
             outcome: Outcome = "unknown" if self.appended else "none"
             self.fail(MemTimeout(f"{self.syscall.name} took longer than its deadline", outcome=outcome))
             if self.cancel is not None:

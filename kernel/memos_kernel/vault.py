@@ -25,7 +25,7 @@ from memos_syscalls.errors import MemShredded
 from . import crypto, private
 from .decide import Draft, NewPayload, shredded
 from .events import Damaged, Event, Slot
-from .keystore import KeyStore
+from .keystore import Keys
 from .private import Private
 from .randoms import Randoms
 from .state import Cube, Version, View
@@ -55,7 +55,7 @@ class SealedContent(NamedTuple):
 
 
 class Vault:
-    def __init__(self, keystore: KeyStore, epoch: int, log_id: bytes, payloads: Reader) -> None:
+    def __init__(self, keystore: Keys, epoch: int, log_id: bytes, payloads: Reader) -> None:
         self.keystore = keystore
         self.epoch = epoch
         self.log_id = log_id
@@ -85,6 +85,15 @@ class Vault:
         """Make one more block of slots durable. Blocks on the disk: run it in a thread, one at a time."""
         block, self._next_block = self._next_block, self._next_block + 1
         self._free.extend(self.keystore.prepare(self.epoch, block))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Slots of the epoch before that are not used yet never will be: they were destroyed."""
+        self.epoch = epoch
+        self._next_block = 0
+        self._free.clear()
+        self._taken.clear()
+        self._sealed.clear()
+        self.pending_payloads.clear()
 
     def take_slot(self) -> Slot:
         if not self._free:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from .dispatch import Kernel
 
 Progress = Callable[[int], None]
+Each = Callable[[bytes, ev.Record, bytes], None]
+"""Takes a record on the way: its bytes, itself and its hash."""
 PROBLEMS_MAX: Final = 100
 PROGRESS_EVERY: Final = 4096
 OF_THE_LOG: Final = frozenset({ev.GENESIS, ev.EPOCH_OPENED, ev.CHECKPOINT})
@@ -67,6 +69,10 @@ class Report(NamedTuple):
     head_hash: bytes
     digest: bytes | None
     """State digest of the replay; None when nothing was replayed."""
+    claims: int
+    """Claims that frames name."""
+    digests: int
+    """Checkpoints whose state digest was compared with a replay's."""
 
 
 class _Walk:
@@ -88,6 +94,7 @@ class _Walk:
         self.window: list[bytes] = []
         self.previous = crypto.ZERO_HASH
         self.checkpoints = 0
+        self.digests = 0
         self.records = 0
         self.first_bad: int | None = None
         self.problems: list[Problem] = []
@@ -222,7 +229,7 @@ class _Walk:
         ok = not self.problems
         problems = sorted(self.problems, key=lambda p: p.offset)
         offset = self.seq if self.first_bad is None else self.first_bad - 1
-        return Report(ok, self.records, offset, problems, self.checkpoints, self.hash, digest)
+        return Report(ok, self.records, offset, problems, self.checkpoints, self.hash, digest, len(self.opened), self.digests)
 
 
 def _claims(log: EventLog, walk: _Walk) -> dict[bytes, tuple[bytes, ev.Claim]]:
@@ -238,7 +245,7 @@ def _claims(log: EventLog, walk: _Walk) -> dict[bytes, tuple[bytes, ev.Claim]]:
 
 def _walk(
     log: EventLog, walk: _Walk, anchor: Checkpoint | None, progress: Progress | None,
-    each: Callable[[bytes, ev.Record, bytes], None] | None = None,
+    each: Each | None = None,
 ) -> None:  # fmt: skip
     claims = _claims(log, walk)
     anchored = anchor is None
@@ -279,11 +286,11 @@ def _walk(
 
 def verify_log(
     log: EventLog, *, public_key: bytes | None, frame_mac: bytes | None, anchor: Checkpoint | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, also: Each | None = None,
 ) -> Report:  # fmt: skip
     """Chain, MACs (with `frame_mac`), signatures, checkpoints, anchor. Needs no content key."""
     walk = _Walk(public_key, frame_mac)
-    _walk(log, walk, anchor, progress)
+    _walk(log, walk, anchor, progress, also)
     return walk.report()
 
 
@@ -332,7 +339,7 @@ class _Plain(MemoryReader):
 
 def verify_full(
     store: Store, log: EventLog, keys: LogKeys, vault: Vault, progress: Progress | None = None,
-    anchor: Checkpoint | None = None, *, live: bool = False,
+    anchor: Checkpoint | None = None, *, also: Each | None = None, live: bool = False,
 ) -> Report:  # fmt: skip
     """Everything that `verify_log` checks; then replay, compare, decrypt. `live`: a kernel in this process is at work."""
     walk = _Walk(keys.signer.public_key, keys.frame_mac)
@@ -342,12 +349,15 @@ def verify_full(
     stands = -1 if applied is None else applied.seq
     broken: list[Damaged] = []
 
-    def each(_raw: bytes, record: ev.Record, hash_: bytes) -> None:
+    def each(raw: bytes, record: ev.Record, hash_: bytes) -> None:
+        if also is not None:
+            also(raw, record, hash_)
         if broken:
             return
         first = record.events[0] if record.events else None
         if first is not None and first.name == ev.CHECKPOINT:
             found = Checkpoint(*first.fields)
+            walk.digests += found.state_schema == SCHEMA
             if found.state_schema == SCHEMA and found.state_digest != shown(tables.digest):
                 walk.problem(record.seq, f"the checkpoint at offset {record.seq} signs another state than a replay gives")
         try:

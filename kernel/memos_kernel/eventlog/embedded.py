@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memos_drivers.stores.base import LOG, Store
+from memos_drivers.stores.base import LOG, PAYLOAD, Batch, Store
 
 from ..state import u64
 from .base import Append, last_at_or_before
@@ -46,6 +46,22 @@ class EmbeddedLog:
     def finish(self, append: Append) -> None:
         self._store.sync()
 
+    def put_piece(self, key: bytes, piece: bytes) -> None:
+        batch = Batch()
+        batch.put(PAYLOAD, key, piece)
+        self._store.write(batch)
+
+    def sync_pieces(self) -> None:
+        self._store.sync()
+
+    def fresh(self, within: float = 0) -> bool:
+        """The directory's lock sees to that."""
+        return True
+
+    @property
+    def away(self) -> bool:
+        return False
+
     def seq_at(self, time: int) -> int | None:
         if time < 0:
             return None
@@ -55,3 +71,6 @@ class EmbeddedLog:
 
     def describe(self) -> dict[str, object]:
         return {**self._store.describe(), "kind": self.kind}
+
+    def close(self) -> None:
+        """The store is its owner's to close."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from memos_drivers.stores.base import Store
+from memos_drivers.stores.base import PAYLOAD, Batch, Store
 
 from .base import Append, last_at_or_before
 
@@ -57,9 +57,27 @@ class MemoryLog:
         if fault == DOUBT:
             raise OSError("injected: the acknowledgement was lost")
 
+    def put_piece(self, key: bytes, piece: bytes) -> None:
+        batch = Batch()
+        batch.put(PAYLOAD, key, piece)
+        self._store.write(batch)
+
+    def sync_pieces(self) -> None:
+        self._store.sync()
+
+    def fresh(self, within: float = 0) -> bool:
+        return True
+
+    @property
+    def away(self) -> bool:
+        return False
+
     def seq_at(self, time: int) -> int | None:
         at = bisect.bisect_right(self._times, time) - 1
         return None if at < 0 else last_at_or_before(self, self._firsts[at], time)
 
     def describe(self) -> dict[str, object]:
         return {"kind": self.kind, "frames": len(self._frames)}
+
+    def close(self) -> None:
+        """There is nothing to close."""

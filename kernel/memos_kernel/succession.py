@@ -1,0 +1,252 @@
+"""A kernel on a log that others can reach: it follows, takes over, is replaced, and proves that it was not.
+
+- A *standby* applies what the writer appends and serves reads at its position. `promote` makes it the writer: claim, apply
+  what came before the claim, finish what the one before left undone, open the epoch.
+- A writer answers a read only when it knows that nobody had replaced it a second ago: then it was not paused, or cut off,
+  while another kernel went on. It asks by a ping; until that comes back the read waits.
+- When a delivery failed, a new claim settled what became of it (`renewed`): callers whose records never counted are told so,
+  and the kernel goes on in the new epoch from what is durable.
+- Whoever is replaced stops; those who wait learn that their outcome is unknown.
+
+Everything here runs on the event loop but for what is named `_in_thread`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from memos_drivers.stores.base import PAYLOAD, VIEW, Batch
+from memos_syscalls.errors import MemAgain
+
+from . import answers, crypto
+from . import events as ev
+from .commit import Durable, Entry, shred_slots
+from .eventlog.base import Ended, Opened, OutOfReach, Renewed, SharedLog
+from .events import Record, pack
+from .recovery import Head, Refused, chain_at, destroy_unnamed, opening, recover, redo_shreds, signer_of
+from .reducer import apply
+from .state import DIGEST_BYTES, META_APPLIED, View
+from .turn import Turn
+from .upcast import current
+
+if TYPE_CHECKING:
+    from .dispatch import Kernel
+    from .segments import Segments
+
+log_ = logging.getLogger("memos.kernel")
+
+FRAMES_PER_TURN: Final = 32
+ASK_SECONDS: Final = 0.5
+"""A proof that is older is renewed while it still holds."""
+UNSURE: Final = "the log does not answer, so this kernel cannot know whether another one took over"
+
+
+class Succession:
+    def __init__(self, kernel: Kernel, log: SharedLog, segments: Segments, *, isolated_reads: bool) -> None:
+        self.kernel = kernel
+        self.log = log
+        self.standby = True
+        self._segments = segments
+        self._isolated_reads = isolated_reads
+        self._scheduled = False
+        self._asking = False
+        self._unsure: deque[tuple[Turn, Callable[[], None]]] = deque()
+        self._promoting = asyncio.Lock()
+        self._settling = False
+        loop = kernel.loop
+
+        def on_loop(work: Callable[[], None]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(work)
+
+        log.on_counted = lambda: on_loop(self._schedule) if self.standby else None
+        log.on_fresh = lambda: on_loop(self._freshened) if self._unsure else None
+        log.on_end = lambda why, fenced: on_loop(lambda: kernel.ended(why, fenced))
+        log.before_counted = self._prepare_in_thread
+
+    # -- following ---------------------------------------------------------------------------------------------------
+
+    def _prepare_in_thread(self) -> None:
+        """Before a standby applies what counted: the keys and pieces that it may name."""
+        self.kernel.vault.keystore.refresh()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.kernel.loop.call_soon(self._follow)
+
+    def _follow(self) -> None:
+        self._scheduled = False
+        if self.standby and self.kernel.stopped is None and self._apply_some():
+            self._schedule()
+
+    def _apply_some(self) -> bool:
+        """Apply some of what counted, mirror and view in one batch; False when there was nothing."""
+        batch = Batch()
+        frames = self.log.take_counted(batch, FRAMES_PER_TURN)
+        if not batch.puts:
+            return False
+        try:
+            self._apply(frames, batch)
+        except Exception as error:
+            self.kernel.fatal("applying what the log holds failed", error)
+            return False
+        return True
+
+    def _apply(self, frames: list[bytes], batch: Batch) -> None:
+        kernel = self.kernel
+        found: list[Record] = []
+        hash_ = kernel.durable.hash
+        for data in frames:
+            for raw in ev.decode_frame(data).records:
+                record = current(ev.decode_record(raw))
+                hash_ = crypto.record_hash(hash_, raw)
+                apply(kernel.tables, record)
+                found.append(record)
+        changes, payloads = kernel.tables.take()
+        batch.puts.extend((VIEW, key, value) for key, value in changes.items())
+        batch.puts.extend((PAYLOAD, key, value) for key, value in payloads)
+        if found:
+            last = found[-1]
+            digest = kernel.tables.digest
+            where = (last.seq, last.time, hash_, digest.to_bytes(DIGEST_BYTES, "little"), last.epoch)
+            batch.puts.append((VIEW, META_APPLIED, pack(where)))
+        kernel.store.write(batch)
+        kernel.tables.settle(changes)
+        if not found:
+            return
+        kernel.durable = Durable(last.seq, hash_, digest, last.time)
+        chain = kernel.chain
+        chain.seq, chain.hash, chain.time, chain.epoch = last.seq, hash_, last.time, last.epoch
+        for record in found:
+            kernel.effects.committed(record, None)
+            if any(event.name == ev.SHREDDED for event in record.events):
+                self._forget(record)
+        kernel.news()
+
+    def _forget(self, record: Record) -> None:
+        """The writer destroys the keys; here go the copies, and the index that lists what was erased."""
+        kernel = self.kernel
+        view = kernel.frozen_view()
+        gone = answers.shredded_by(view, record)
+        kernel.vault.forget(set(gone), set(shred_slots(view, gone)))
+        blind = kernel.effects.shredded(gone, answers.shred_heirs(view, record, gone))
+        kernel.in_thread(blind, lambda error: None if error is None else kernel.fatal("blinding the index failed", error))
+
+    # -- taking over -------------------------------------------------------------------------------------------------
+
+    async def promote(self) -> None:
+        """Become the writer. Raises `Ended`, `OutOfReach` or `Refused`; once returned, the epoch's first records are durable."""
+        async with self._promoting:
+            if not self.standby:
+                return
+            kernel = self.kernel
+            sign = signer_of(kernel.keys)
+            above = kernel.vault.keystore.highest_epoch
+            opened = await asyncio.to_thread(self.log.open_epoch, above, sign)
+            while self._apply_some():
+                await asyncio.sleep(0)
+            if kernel.stopped is not None:
+                raise Ended(kernel.stopped)
+            head = await asyncio.to_thread(self._finish_in_thread, opened)
+            self.standby = False
+            self._begin(head, opened)
+            await kernel.drained()
+            kernel.opened_at = kernel.durable.seq
+
+    def _finish_in_thread(self, opened: Opened) -> Head:
+        """Between a claim and the first record after it: see that the view stands at the head, and that what was erased is."""
+        kernel = self.kernel
+        keystore = kernel.vault.keystore
+        self.log.catch_up()
+        keystore.refresh()
+        head = recover(kernel.store, self.log, kernel.keys, keystore, read_only=False)
+        view = View(kernel.store.live(VIEW))
+        redo_shreds(view, self.log, keystore, self._segments)
+        destroy_unnamed(view, keystore, thorough=True)
+        keystore.update(epoch=opened.epoch)
+        return head
+
+    def _begin(self, head: Head, opened: Opened) -> None:
+        """Go on from what is durable, in a new epoch."""
+        kernel = self.kernel
+        kernel.tables.reset(head.digest)
+        kernel.durable = Durable(head.seq, head.hash, head.digest, head.time)
+        kernel.chain = chain_at(kernel.keys, head, opened.epoch, opened.claim_id)
+        kernel.vault.begin_epoch(opened.epoch)
+        kernel.owners.clear()
+        kernel.read_only = False
+        for events in opening(kernel.keys, head.seq, opened.claim):
+            kernel.append_own(events)
+        kernel.refill()
+
+    # -- going on after a failed delivery ----------------------------------------------------------------------------
+
+    def renewed(self, lost: list[Entry], error: Renewed) -> None:
+        """A new claim of ours counts, and these records never will: open the epoch, and tell their callers."""
+        kernel = self.kernel
+        held, kernel.gate_closed = kernel.gate_closed, True
+        why = MemAgain(f"the log did not take the record ({error}); nothing of it was kept")
+        head: list[Head] = []
+
+        def work() -> None:
+            head.append(self._finish_in_thread(error.opened))
+
+        def done(failed: BaseException | None) -> None:
+            if failed is not None:
+                kernel.fatal("opening a new epoch failed", failed)
+                return
+            self._begin(head[0], error.opened)
+            for entry in lost:
+                if entry.turn is not None:
+                    entry.turn.appended = False
+                    entry.turn.peer.pending_writes -= 1
+                    entry.turn.fail(why)
+            kernel.gate_closed = held
+            kernel.undecided(why)
+
+        kernel.in_thread(work, done)
+
+    # -- being sure --------------------------------------------------------------------------------------------------
+
+    def when_sure(self, turn: Turn, then: Callable[[], None]) -> None:
+        """Run `then` when it is known that nobody had replaced this kernel a moment ago."""
+        if self.standby or self._isolated_reads or self.log.fresh(ASK_SECONDS):
+            then()
+        elif self.log.fresh():
+            self._ask()
+            then()
+        else:
+            turn.waits = UNSURE
+            self._unsure.append((turn, then))
+            self._ask()
+
+    def _ask(self) -> None:
+        if self.log.doubtful and not self._settling and not self.kernel.committing:
+            # Nobody writes, so nobody settles what became of the last message.
+            self._settling = True
+            self.kernel.in_thread(self.log.settle, self._settled)
+        else:
+            self.log.ask()
+
+    def _settled(self, error: BaseException | None) -> None:
+        self._settling = False
+        if error is not None:
+            self.kernel.append_failed([], error)
+
+    def _freshened(self) -> None:
+        while self._unsure and self.log.fresh():
+            turn, then = self._unsure.popleft()
+            turn.waits = None
+            then()
+        while self._unsure and self._unsure[0][0].finished:
+            self._unsure.popleft()
+        if self._unsure:
+            self._ask()
+
+
+__all__ = ["Ended", "OutOfReach", "Refused", "Succession"]
