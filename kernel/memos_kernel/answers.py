@@ -4,7 +4,9 @@ Pure: `answer(view, record, record_hash, signer)` reads only what the record say
 repeated request id therefore gets the first answer, also after a restart and after later changes.
 
 A shred's receipt is MessagePack `[fmt, "memos shred", log_id, seq, record_hash, time, [cube_id, …], public_key,
-signature]`, signed over the encoding of all fields before the signature as an array of eight.
+signature]`, signed over the encoding of all fields before the signature as an array of eight. Where wrapped keys lie on
+brokers, `destroyed_at, gone_by` come before the signature: when the keys had been tombstoned, and by when no copy of them is
+left at the latest, both in ns.
 """
 
 from __future__ import annotations
@@ -33,11 +35,22 @@ class Receipt(NamedTuple):
     cubes: list[bytes]
     public_key: bytes
     signature: bytes
+    erasure: Erasure | None = None
 
 
-def make_receipt(keys: LogKeys, record: Record, record_hash: bytes, cubes: list[bytes]) -> bytes:
+class Erasure(NamedTuple):
+    """When wrapped keys had been tombstoned, and by when no copy is left on any broker; ns."""
+
+    destroyed_at: int
+    gone_by: int
+
+
+def make_receipt(
+    keys: LogKeys, record: Record, record_hash: bytes, cubes: list[bytes], erasure: Erasure | None = None
+) -> bytes:
     unsigned = (
         crypto.FORMAT, "memos shred", keys.log_id, record.seq, record_hash, record.time, cubes, keys.signer.public_key,
+        *(erasure or ()),
     )  # fmt: skip
     data: bytes = pack((*unsigned, keys.signer.sign(pack(unsigned))))
     return data
@@ -46,14 +59,17 @@ def make_receipt(keys: LogKeys, record: Record, record_hash: bytes, cubes: list[
 def read_receipt(data: bytes) -> Receipt:
     """The receipt in these bytes, its signature checked against its own public key; raises `Damaged`."""
     raw = unpack(data)
-    if type(raw) is not list or len(raw) != 9 or raw[0] != crypto.FORMAT or raw[1] != "memos shred":
+    if type(raw) is not list or len(raw) not in (9, 11) or raw[0] != crypto.FORMAT or raw[1] != "memos shred":
         raise Damaged("not a receipt of a shred")
-    if not crypto.verify_signature(raw[7], raw[8], pack(tuple(raw[:8]))):
+    if not crypto.verify_signature(raw[7], raw[-1], pack(tuple(raw[:-1]))):
         raise Damaged("the receipt's signature is wrong")
-    return Receipt(*raw)
+    erasure = Erasure(*raw[8:10]) if len(raw) == 11 else None
+    return Receipt._make([*raw[:8], raw[-1], erasure])
 
 
-def answer(view: View, record: Record, record_hash: bytes, keys: LogKeys) -> dict[str, Any]:
+def answer(
+    view: View, record: Record, record_hash: bytes, keys: LogKeys, erasure: Erasure | None = None
+) -> dict[str, Any]:
     """The reply of the call that made this record."""
     call = BY_NUMBER[record.syscall].name
     event = record.events[0]
@@ -62,7 +78,7 @@ def answer(view: View, record: Record, record_hash: bytes, keys: LogKeys) -> dic
     if call == "mem_fork":
         return {"namespace": event.fields[1], "cubes": event.fields[3], "offset": record.seq}
     if call == "mem_shred":
-        return _shred(view, record, record_hash, keys)
+        return _shred(view, record, record_hash, keys, erasure)
     reply: dict[str, Any] = {"cube_id": text_id(event.fields[0]), "version": 1, "offset": record.seq}
     if event.name in (ev.WRITTEN, ev.STATE_CHANGED, ev.UNMERGED):
         reply["version"] = event.fields[1]
@@ -94,7 +110,9 @@ def shred_heirs(view: View, record: Record, gone: list[bytes]) -> dict[bytes, in
     }
 
 
-def _shred(view: View, record: Record, record_hash: bytes, keys: LogKeys) -> dict[str, Any]:
+def _shred(
+    view: View, record: Record, record_hash: bytes, keys: LogKeys, erasure: Erasure | None
+) -> dict[str, Any]:
     event = next(e for e in record.events if e.name == ev.SHREDDED)
     gone = shredded_by(view, record)
     forks = [text_id(fork) for fork in sorted(shred_heirs(view, record, gone))]
@@ -103,7 +121,8 @@ def _shred(view: View, record: Record, record_hash: bytes, keys: LogKeys) -> dic
         "rebuilt": [{"cube_id": text_id(new), "job_id": None, "replaces": text_id(old)} for old, new in event.fields[2]],
         "forks": forks,
         "maps": [],
-        "receipt": make_receipt(keys, record, record_hash, gone),
+        "receipt": make_receipt(keys, record, record_hash, gone, erasure),
+        "keys_gone_by": None if erasure is None else erasure.gone_by,
     }
     target = event.fields[0]
     return {"report": report, "offset": record.seq, "cube_id": text_id(event.fields[1][0]) if target is None else None}

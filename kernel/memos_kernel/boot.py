@@ -35,7 +35,8 @@ from .eventlog.base import Ended, EventLog, OutOfReach, SharedLog
 from .eventlog.embedded import EmbeddedLog
 from .events import Damaged
 from .keystore import Keys, KeyStore, WrongKey, lock_directory, sync_directory
-from .recovery import Refused, chain_at, check_clock, destroy_unnamed, opening, recover, redo_shreds, signer_of
+from .recovery import Refused as Refused
+from .recovery import chain_at, check_clock, destroy_unnamed, opening, recover, redo_shreds, signer_of
 from .segments import Segments
 from .server import Server
 from .snapshot import Snapshots
@@ -277,6 +278,7 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     watch_disk()
     kernel.every(0.5, watch_disk)
     kernel.every(1, kernel.tick)
+    kernel.every(1, lambda: None if kernel.read_only else kernel.nudge())
     config.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     server.listen()
     return Running(kernel, server, keystore, segment_keys, store, lock)

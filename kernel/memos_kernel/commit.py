@@ -299,7 +299,8 @@ class Commits:
         if self.stopped not in (None, STOPPING):
             return
         self.fenced = fenced
-        unknown = MemFenced(why, outcome="unknown") if fenced else MemIO(why, "Repeat it with the same request id.", outcome="unknown")
+        advice = "Repeat it with the same request id."
+        unknown = MemFenced(why, outcome="unknown") if fenced else MemIO(why, advice, outcome="unknown")
         for entry in (*self._under_way, *self._queue):
             if entry.turn is not None:
                 entry.turn.fail(unknown)
@@ -378,8 +379,6 @@ class Commits:
         def find() -> None:
             gone = answers.shredded_by(view, record)
             found.append((gone, shred_slots(view, gone), answers.shred_heirs(view, record, gone)))
-            if entry.turn is not None:
-                reply.append(answers.answer(view, record, entry.sealed.hash, self.keys))
 
         def forget(error: BaseException | None) -> None:
             if error is not None:
@@ -394,6 +393,8 @@ class Commits:
             self.vault.destroy(found[0][1])
             blind[0]()
             self.vault.keystore.update(shred_seq=record.seq)
+            if entry.turn is not None:
+                reply.append(answers.answer(view, record, entry.sealed.hash, self.keys, self.erased_by_now()))
 
         def done(error: BaseException | None) -> None:
             if error is not None:
@@ -405,6 +406,20 @@ class Commits:
                 waiting()
 
         self.in_thread(find, forget)
+
+    def erased_by_now(self) -> answers.Erasure | None:
+        """What a receipt says of keys that were destroyed up to now."""
+        now = self.clock.now()
+        gone_by = self.vault.keystore.gone_by(now)
+        return None if gone_by is None else answers.Erasure(now, gone_by)
+
+    def nudge(self) -> None:
+        """Let copies of destroyed keys go away in time."""
+
+        def work() -> None:
+            self.vault.keystore.nudge()
+
+        self.in_thread(work, self._key_store_written)
 
     # -- the flusher -----------------------------------------------------------------------------------------------------
 

@@ -470,7 +470,8 @@ class Kernel(Commits):
         prev = frame.prev_hash
         for raw in frame.records[: seq - frame.first_seq]:
             prev = crypto.record_hash(prev, raw)
-        write.turn.answer(answers.answer(self.view, record, crypto.record_hash(prev, data), self.keys))
+        erasure = self.erased_by_now() if write.turn.syscall.name == "mem_shred" else None
+        write.turn.answer(answers.answer(self.view, record, crypto.record_hash(prev, data), self.keys, erasure))
 
     def _same(self, record: Record, write: Write) -> bool:
         """Whether a record was made by a call with these arguments (after a shred, as far as that is public)."""

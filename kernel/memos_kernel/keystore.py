@@ -70,7 +70,9 @@ class Keys(Protocol):
 
     def secrets(self) -> tuple[bytes, bytes]: ...
 
-    def update(self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None) -> None: ...
+    def update(
+        self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None
+    ) -> None: ...
 
     @property
     def newest_checkpoint(self) -> Checkpoint | None: ...
@@ -91,6 +93,14 @@ class Keys(Protocol):
 
     def refresh(self) -> None:
         """Learn what another kernel changed since; in any thread."""
+        ...
+
+    def gone_by(self, destroyed_at: int) -> int | None:
+        """By when no wrapped copy is left of what was destroyed at a time, at the latest, in ns; None for at once."""
+        ...
+
+    def nudge(self) -> bool:
+        """Do what makes copies of destroyed keys go away in time; to be called every second. Does not wait."""
         ...
 
     def close(self) -> None: ...
@@ -260,6 +270,13 @@ class KeyStore:
 
     def refresh(self) -> None:
         """The directory's lock keeps other kernels out."""
+
+    def gone_by(self, destroyed_at: int) -> int | None:
+        """Slots are overwritten in place."""
+        return None
+
+    def nudge(self) -> bool:
+        return False
 
     def close(self) -> None:
         os.close(self._fd)

@@ -25,9 +25,9 @@ from memos_syscalls.errors import MemAgain
 from . import answers, crypto
 from . import events as ev
 from .commit import Durable, Entry, shred_slots
-from .eventlog.base import Ended, Opened, OutOfReach, Renewed, SharedLog
+from .eventlog.base import Ended, Opened, Renewed, SharedLog
 from .events import Record, pack
-from .recovery import Head, Refused, chain_at, destroy_unnamed, opening, recover, redo_shreds, signer_of
+from .recovery import Head, chain_at, destroy_unnamed, opening, recover, redo_shreds, signer_of
 from .reducer import apply
 from .state import DIGEST_BYTES, META_APPLIED, View
 from .turn import Turn
@@ -140,7 +140,7 @@ class Succession:
     # -- taking over -------------------------------------------------------------------------------------------------
 
     async def promote(self) -> None:
-        """Become the writer. Raises `Ended`, `OutOfReach` or `Refused`; once returned, the epoch's first records are durable."""
+        """Become the writer; the epoch's first records are durable then. Raises `Ended`, `OutOfReach` or `Refused`."""
         async with self._promoting:
             if not self.standby:
                 return
@@ -148,7 +148,7 @@ class Succession:
             sign = signer_of(kernel.keys)
             above = kernel.vault.keystore.highest_epoch
             opened = await asyncio.to_thread(self.log.open_epoch, above, sign)
-            while self._apply_some():
+            while self._apply_some():  # noqa: ASYNC110  # Reads go on between two turns.
                 await asyncio.sleep(0)
             if kernel.stopped is not None:
                 raise Ended(kernel.stopped)
@@ -247,6 +247,3 @@ class Succession:
             self._unsure.popleft()
         if self._unsure:
             self._ask()
-
-
-__all__ = ["Ended", "OutOfReach", "Refused", "Succession"]

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from memos_syscalls import limits
-from memos_syscalls.errors import MemInvalid
+from memos_syscalls.errors import MemAgain, MemInvalid, MemIO
 from memos_syscalls.table import BY_NAME, BY_NUMBER, Flag
 
 from . import __version__
+from .eventlog.base import Ended, OutOfReach
 from .governance import Access
 from .reads import later, mem_diff, mem_history, mem_list, mem_read, mem_stat, streaming
 from .state import SCHEMA, View, shown
@@ -33,6 +34,7 @@ def sys_info(kernel: Kernel, turn: Turn, request: Any) -> None:
         "state_schema": SCHEMA, "log": kernel.log.describe() if turn.peer.caller.admin else {"kind": kernel.log.kind},
         "public_key": kernel.keys.signer.public_key.hex(), "drivers": ["plaintext"], "models": models,
         "principal": turn.peer.caller.principal, "admin": turn.peer.caller.admin, "read_only": kernel.read_only,
+        "standby": kernel.succession is not None and kernel.succession.standby,
     })  # fmt: skip
 
 
@@ -86,6 +88,18 @@ async def sys_snapshot(kernel: Kernel, turn: Turn, request: Any) -> dict[str, An
     return result
 
 
+async def sys_promote(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
+    if kernel.succession is None:
+        raise MemInvalid("this kernel writes its own log", "Standbys are started with --log kafka://… --standby.")
+    try:
+        await kernel.succession.promote()
+    except OutOfReach as error:
+        raise MemAgain(str(error)) from error
+    except Ended as error:
+        raise MemIO(str(error), "See the kernel's log.") from error
+    return {"epoch": kernel.chain.epoch, "head_offset": kernel.durable.seq}
+
+
 async def sys_verify(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     from .verify import verify_live
 
@@ -109,7 +123,7 @@ def register(kernel: Kernel) -> None:
         "mem_read": mem_read, "mem_stat": mem_stat, "mem_list": later(mem_list), "mem_history": later(mem_history),
         "mem_diff": later(mem_diff), "mem_search": later(mem_search), "mem_watch": streaming(mem_watch), "sys_info": sys_info,
         "sys_stats": later(sys_stats), "sys_snapshot": later(sys_snapshot), "sys_verify": later(sys_verify),
-        "sys_cancel": sys_cancel, "sys_hello": sys_hello,
+        "sys_cancel": sys_cancel, "sys_hello": sys_hello, "sys_promote": later(sys_promote),
     }  # fmt: skip
     for call in BY_NAME.values():
         if not call.flags & Flag.WRITE:

@@ -55,8 +55,8 @@ def _open_keys(config: Config, link: Link, root: Path) -> tuple[bytes, TopicKeys
     if master is None:
         if not fresh:
             raise masterkey.NoKey(
-                f"no master key: {config.key_path} does not exist and {masterkey.VARIABLE} is not set, and the topic {link.topic} "
-                "holds a log. Bring the key that made it; a new key could read nothing"
+                f"no master key: {config.key_path} does not exist and {masterkey.VARIABLE} is not set, and the topic "
+                f"{link.topic} holds a log. Bring the key that made it; a new key could read nothing"
             )
         master = masterkey.create(config.key_path)
         log_.info("made a master key at %s; keep a copy elsewhere, without it nothing can be read", config.key_path)
@@ -80,5 +80,7 @@ def _segment_keys(root: Path, master: bytes, log_id: bytes) -> KeyStore:
     found = KeyStore(keys, master, name=SEGMENTS)
     if found.header.log_id != log_id:
         found.close()
-        raise Refused(f"{root} belongs to log {found.header.log_id.hex()}, the topic to {log_id.hex()}; name the right one of either")
+        raise Refused(
+            f"{root} belongs to log {found.header.log_id.hex()}, the topic to {log_id.hex()}; name the right one of either"
+        )
     return found

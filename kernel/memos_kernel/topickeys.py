@@ -4,9 +4,9 @@ Messages, key → value:
 
 - `r` log_id → MessagePack `[fmt, log_id, wrapping_key_id, wrapped signing seed, wrapped log secret]`: the root. Kernels that
   begin at once make one each; the records topic decides whose log it is, so the caller names the log_id.
-- `h` log_id, epoch u64 BE → MessagePack `[fmt, generation, log_id, last shred seq carried out, newest signed checkpoint|nil, epoch]`
-  ‖ MAC under a subkey of the log secret: the header as that epoch's kernel knows it. The log_id is in the key because a kernel
-  that lost the race for an empty topic may write one before it knows.
+- `h` log_id, epoch u64 BE → MessagePack `[fmt, generation, log_id, last shred seq carried out, newest signed checkpoint|nil,
+  epoch]` ‖ MAC under a subkey of the log secret: the header as that epoch's kernel knows it. The log_id is in the key because
+  a kernel that lost the race for an empty topic may write one before it knows.
 - `s` epoch u64 BE, n u64 BE → format u8, wrapping-key id, nonce ‖ wrapped key ‖ tag: a slot; AAD as in the flat file
 - a tombstone is a destroyed slot, or a header that a newer epoch's replaced
 
@@ -20,7 +20,7 @@ Invariants:
 - what others write here changes nothing: a header without its MAC, and a second value for a slot that does not unwrap, are
   counted in `strangers`. Who may write the topic can still destroy keys: that is what the right to write means
 
-The topic keeps a destroyed key until it is compacted: `gone_by` says when, `nudge` makes sure, `remains` looks.
+The topic keeps a destroyed key until it is compacted: compaction.py says by when, `nudge` makes sure, `remains` looks.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from confluent_kafka import Message
 from memos_syscalls import limits
 
 from . import crypto
+from .eventlog import compaction
 from .eventlog.base import OutOfReach
-from .eventlog.compaction import Compaction, compaction_of
 from .eventlog.link import Link
 from .eventlog.partition import MS, Appender, NoTopic, Reader, Receipt
+from .eventlog.topics import ERASE_MS_MAX, Erasure
 from .events import Checkpoint, Damaged, Slot, pack, unpack
 from .keystore import DESTROYED, LIVE, Header, WrongKey, wrapping_cipher, wrapping_key_id
 from .slottable import WRAPPED_BYTES, SlotTable
@@ -52,6 +53,8 @@ SLOT_VALUE: Final = struct.Struct(f">B8s{WRAPPED_BYTES}s")
 BATCH_MESSAGES: Final = 4096
 CREATE_SECONDS: Final = 30.0
 NUDGE_LATE_SECONDS: Final = 0.2
+ERASURE_DEFAULT: Final = Erasure(ERASE_MS_MAX, ERASE_MS_MAX, 600_000, 60_000, None)
+"""For a caller that did not ask the brokers: what a topic must have, or Kafka's own."""
 _EPOCH_MAX: Final = 2**63
 _ROOT_FORM: Final = (int, bytes, bytes, bytes, bytes)
 _HEADER_FORM: Final = (int, int, bytes, int, int)
@@ -89,7 +92,10 @@ class _Root(NamedTuple):
 class TopicKeys:
     """Fulfils `keystore.Keys`. `prepare`, `update` and `destroy` may run in different threads, and `key` beside them."""
 
-    def __init__(self, link: Link, master: bytes, *, log_id: bytes | None = None, read_only: bool = False) -> None:
+    def __init__(
+        self, link: Link, master: bytes, *, log_id: bytes | None = None, read_only: bool = False,
+        erasure: Erasure = ERASURE_DEFAULT,
+    ) -> None:  # fmt: skip
         """Read the topic to its end. Raises `NoRoot`, `ManyRoots`, `WrongKey`, `OutOfReach` or `Ended`."""
         self.link = link
         self.read_only = read_only
@@ -118,15 +124,17 @@ class TopicKeys:
         self._header_epochs: set[int] = set()
         self.header = Header(crypto.FORMAT, 0, b"", self._key_id, b"", b"", -1, None, 0)
         self._nudge_at: float | None = None
-        self._compaction: Compaction | None = None
+        self._erasure = erasure
         self._appender: Appender | None = None
         self._reader: Reader | None = None
         self._next = 0
+        self._read_at = 0.0
         self._closed = False
         try:
-            self.refresh()
             if not read_only:
-                self._compaction = compaction_of(link, link.keys)
+                # A producer takes a while to become ready.
+                self._appending()
+            self.refresh()
         except BaseException:
             self.close()
             raise
@@ -155,6 +163,13 @@ class TopicKeys:
 
     def refresh(self) -> None:
         """Read on to the end of the topic; quick when nothing is new. Raises as the constructor."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if now - self._read_at > self._erasure.delete_retention_ms / 2000 and self._reader is not None:
+            # Tombstones may have come and been compacted away meanwhile.
+            with self._lock:
+                self._table, self._next = SlotTable(), 0
+            self._reader.seek(0)
+        self._read_at = now
         if self._reader is None:
             self._reader = Reader(self.link, self.link.keys, self._next, batch=BATCH_MESSAGES)
         try:
@@ -337,7 +352,8 @@ class TopicKeys:
     def _send_header(self) -> Receipt:
         header, receipt = self.header, Receipt()
         body: bytes = pack((header.fmt, header.generation, header.log_id, header.shred_seq, header.checkpoint, header.epoch))
-        self._appending().send(HEADER_KEY.pack(HEADER, header.log_id, header.epoch), body + crypto.mac(self._header_key, body), receipt)
+        key = HEADER_KEY.pack(HEADER, header.log_id, header.epoch)
+        self._appending().send(key, body + crypto.mac(self._header_key, body), receipt)
         self._header_epochs.add(header.epoch)
         return receipt
 
@@ -444,15 +460,9 @@ class TopicKeys:
 
     # -- until it is gone --------------------------------------------------------------------------------------------
 
-    @property
-    def compaction(self) -> Compaction:
-        if self._compaction is None:
-            self._compaction = compaction_of(self.link, self.link.keys)
-        return self._compaction
-
-    def gone_by(self, tombstoned_at_ns: int) -> int:
-        """By when a key that was destroyed then is in no file of a broker that is up."""
-        return self.compaction.gone_by(tombstoned_at_ns)
+    def gone_by(self, destroyed_at: int) -> int:
+        """By when a key destroyed at a time of the topic's clock is in no file of a broker that is up; nanoseconds."""
+        return compaction.gone_by(destroyed_at, self._erasure)
 
     def _tombstoned(self, at_ns: int) -> None:
         self.tombstoned_at = max(self.tombstoned_at or 0, at_ns)
@@ -463,7 +473,7 @@ class TopicKeys:
         compacts only closed files. To be called every second or so; does not wait. Returns whether it appended."""
         if self._nudge_at is None or self._closed or (self._appender is not None and self._appender.is_full):
             return False
-        if time.monotonic() < self._nudge_at + self.compaction.roll_ms / 1000 + NUDGE_LATE_SECONDS:
+        if time.monotonic() < self._nudge_at + compaction.roll_ms(self._erasure) / 1000 + NUDGE_LATE_SECONDS:
             return False
         with self._lock:
             self._nudge_at = None

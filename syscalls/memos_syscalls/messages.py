@@ -501,6 +501,9 @@ class ShredReport(Reply):
     forks: list[str] = Field(description="Forked cubes whose inherited versions went with the content.")
     maps: list[str] = Field(description="Mapped payloads that outlive the shred in other processes.")
     receipt: bytes = Field(description="Signed receipt; `memctl verify --receipt FILE` checks it.")
+    keys_gone_by: int | None = Field(
+        None, description="With keys on Kafka: when the last wrapped copy of them has left the brokers, in ns, at the latest."
+    )
 
 
 class MemShredReply(Reply):
@@ -567,6 +570,16 @@ class SysInfoReply(Reply):
     principal: str
     admin: bool
     read_only: bool = False
+    standby: bool = Field(False, description="Follows another kernel's log; sys_promote makes it the one that writes.")
+
+
+class SysPromote(Request):
+    """Make a standby the kernel that writes; whoever wrote before is fenced."""
+
+
+class SysPromoteReply(Reply):
+    epoch: int = Field(description="The epoch in which this kernel writes.")
+    head_offset: int
 
 
 class SysStats(Request):

@@ -59,6 +59,7 @@ TABLE: Final[tuple[Syscall, ...]] = (
     Syscall(4, "sys_snapshot", m.SysSnapshot, m.SysSnapshotReply, _LONG | _ADMIN, 1, "sys-snapshot"),
     Syscall(5, "sys_verify", m.SysVerify, m.SysVerifyReply, _READ | _LONG | _ADMIN, 1, "sys-verify --full"),
     Syscall(6, "sys_cancel", m.SysCancel, m.SysCancelReply, Flag.SESSION, 1, "sys-cancel 7"),
+    Syscall(7, "sys_promote", m.SysPromote, m.SysPromoteReply, _LONG | _ADMIN, 1, "sys-promote"),
     Syscall(16, "mem_alloc", m.MemAlloc, m.Mutated, _WRITE, 1, "alloc --namespace alice 'Biscuit is a beagle' --tags pets"),
     Syscall(17, "mem_alloc_many", m.MemAllocMany, m.MemAllocManyReply, _WRITE, 1,
             """alloc-many '[{"namespace": "alice", "content": "Biscuit is a beagle"}]'"""),

@@ -9,8 +9,9 @@ for every reader:
   head at which that epoch began
 - a *frame* counts if its MAC is right, its claim is the current one, and it continues the head
 - a *ping* counts if its MAC is right and its claim is the current one; it changes nothing
-- everything else is void. What only a holder of the log's keys can have made, but stands where it cannot stand, is
-  reported as `suspect`, as is everything that cannot be read.
+- everything else is void, and *suspect* if no kernel of this log can have put it there: what is forged or cannot be read
+- a frame that only this log's kernel can have made, but that does not follow from what is before it, is *torn* off: its
+  claim, or records before it, were changed, removed or lost. Nothing may be appended to such a topic
 
 Pure. A ping is `[fmt, log_id, epoch, claim_id, n, mac]`, with the MAC over all bytes before it, as in a frame.
 """
@@ -66,7 +67,7 @@ def decode(data: bytes) -> Claim | Frame | Ping:
     return decode_claim(data)
 
 
-Kind = Literal["claim", "frame", "ping", "void", "suspect", "foreign"]
+Kind = Literal["claim", "frame", "ping", "void", "suspect", "torn", "foreign"]
 
 
 class Verdict(NamedTuple):
@@ -144,11 +145,13 @@ class Counting:
         if frame.claim_id != at.claim_id:
             if frame.claim_id in at.claim_ids:
                 return Verdict("void", frame, f"is a late frame of epoch {frame.epoch}")
-            return Verdict("suspect", frame, "is a frame under a claim that does not count")
+            return Verdict("torn", frame, f"holds records from {frame.first_seq} on, under a claim that is not there")
         if frame.epoch != at.epoch:
             return Verdict("suspect", frame, f"is a frame of epoch {frame.epoch} under the claim of {at.epoch}")
-        if frame.first_seq != at.seq + 1 or frame.prev_hash != at.hash:
-            return Verdict("void", frame, f"does not continue the log at offset {at.seq}")
+        if frame.first_seq <= at.seq:
+            return Verdict("void", frame, f"repeats records from {frame.first_seq} on")
+        if frame.first_seq > at.seq + 1 or frame.prev_hash != at.hash:
+            return Verdict("torn", frame, f"holds records from {frame.first_seq} on, which do not follow record {at.seq}")
         if not frame.records:
             return Verdict("suspect", frame, "is a frame without records")
         hash_ = at.hash

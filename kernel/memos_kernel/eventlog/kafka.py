@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
@@ -47,6 +47,7 @@ BATCH_MESSAGES: Final = 512
 POLL_SECONDS: Final = 0.25
 CALM_SECONDS: Final = 0.05
 START_SECONDS: Final = 30.0
+LOOK_WAIT_MS: Final = 10
 LOOK_SECONDS: Final = 10.0
 PATIENT_LOOK_SECONDS: Final = 60.0
 """How long a leader may take to show what was visible before; a topic that ends before it lost its tail."""
@@ -97,7 +98,11 @@ class KafkaLog(EmbeddedLog):
                 "Name the right topic, or start on an empty directory"
             )
         if known is None and next(iter(self.frames()), None) is not None:
-            raise Ended("this directory holds an embedded log; move it to Kafka with `memctl copy`, or start with --log embedded")
+            raise Ended("this directory holds an embedded log: move it with `memctl copy`, or start with --log embedded")
+        if known is None:
+            batch = Batch()
+            mirror.put_origin(batch, self._origin)
+            store.write(batch)
         counting = Counting(keys.log_id, keys.signer.public_key, keys.frame_mac, mirror.standing(self._reader))
         self._writer = Writer(counting, mirror.newest(self._reader))
         self._changed = threading.Condition(threading.RLock())
@@ -209,7 +214,10 @@ class KafkaLog(EmbeddedLog):
             self._position = max(self._position, message.offset() or 0)
             self._high = self._position
         elif code in _LOST:
-            self._break(f"the topic {self.link.topic} does not reach offset {self._position} any more: it lost its tail, or was replaced")
+            self._break(
+                f"the topic {self.link.topic} does not reach offset {self._position} any more: "
+                "its tail was lost, or it was replaced"
+            )
         elif code in _GONE:
             self._break(f"the topic {self.link.topic} is gone: it was deleted")
         else:
@@ -240,7 +248,7 @@ class KafkaLog(EmbeddedLog):
 
     def _fetch(self, at: Address) -> Message | None:
         """The message at an address; None when there is none and none will come. Waits while it is not visible."""
-        consumer = self._second = self._second or self.link.consumer()
+        consumer = self._second = self._second or self.link.consumer(wait_ms=LOOK_WAIT_MS)
         where = TopicPartition(self.link.topic, 0, at.offset)
         until = self.now() + (LOOK_SECONDS if self._tail is None else PATIENT_LOOK_SECONDS)
         assigned = False
@@ -271,6 +279,7 @@ class KafkaLog(EmbeddedLog):
                 continue
             error_found = message.error()
             if error_found is None:
+                consumer.unassign()
                 return _message(message) if message.offset() == at.offset else None
             if error_found.code() in _LOST or error_found.code() in _GONE:
                 return None
@@ -292,7 +301,8 @@ class KafkaLog(EmbeddedLog):
             except KafkaException as error:
                 if self.now() > until:
                     raise OutOfReach(
-                        f"Kafka at {self.link.brokers} does not answer: {error.args[0].str()}; check the address, or start the broker"
+                        f"Kafka at {self.link.brokers} does not answer: {error.args[0].str()}; "
+                        "check the address, or start the broker"
                     ) from None
         self._high = end
         seen, seen_at = -1, self.now()
@@ -332,7 +342,6 @@ class KafkaLog(EmbeddedLog):
         for item in self._counted():
             mirror.put(batch, item)
         if batch.puts:
-            mirror.put_origin(batch, self._origin)
             self._store.write(batch)
 
     def _counted(self, most: int | None = None) -> list[Counted]:
@@ -386,7 +395,9 @@ class KafkaLog(EmbeddedLog):
                 self._read_to_end()
             self._claim(above)
             if not self._wait(lambda: self._writer.sure or self._writer.phase not in ("claiming", "open"), START_SECONDS):
-                raise OutOfReach(f"Kafka at {self.link.brokers} did not take our claim in {START_SECONDS:.0f} s; look at the broker")
+                raise OutOfReach(
+                    f"Kafka at {self.link.brokers} did not take our claim in {START_SECONDS:.0f} s; look at the broker"
+                )
             self._raise_if_ended()
             if self._writer.phase == "open":
                 if self._tail is None:
@@ -424,9 +435,11 @@ class KafkaLog(EmbeddedLog):
     def _produce(self, sent: Sent) -> None:
         """Hand a message to the producer. With the lock held: messages leave in the order of their numbers."""
 
-        def report(error: KafkaError | None, _message: Any) -> None:
+        def report(error: KafkaError | None, message: KafkaMessage) -> None:
+            offset = message.offset()
+            why = None if error is None else f"{error.name()}: {error.str()}"
             with self._changed:
-                self._writer.delivered(sent.n, None if error is None else f"{error.name()}: {error.str()}")
+                self._writer.delivered(sent.n, why, -1 if offset is None or offset < 0 else offset)
                 self._changed.notify_all()
 
         try:
@@ -480,7 +493,7 @@ class KafkaLog(EmbeddedLog):
                     if opened is None or writer.claim_id != opened.claim_id:
                         raise Renewed(self._won(), False, "the epoch had to be opened anew")
                     self._send(append)
-                doubt = writer.phase == "doubt"
+                doubt = writer.phase in ("doubt", "claiming")
                 waiting = writer.frame_at is None
             if doubt:
                 self._renew()
@@ -542,7 +555,7 @@ class KafkaLog(EmbeddedLog):
         return self._writer.phase == "doubt"
 
     def settle(self) -> None:
-        while self._writer.phase == "doubt" and not self._closing:
+        while self._writer.phase in ("doubt", "claiming") and not self._closing:
             self._renew()
         self._raise_if_ended()
         if self._claims and self._writer.phase == "open":

@@ -31,7 +31,7 @@ class _Repeats(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         now = time.monotonic()
-        text = _NUMBERS.sub("0", record.getMessage())
+        text = _VARYING.sub("", record.getMessage())
         if now - self._said.get(text, -_QUIET_SECONDS) < _QUIET_SECONDS:
             return False
         if len(self._said) > 1000:
@@ -40,7 +40,7 @@ class _Repeats(logging.Filter):
         return True
 
 
-_NUMBERS: Final = re.compile(r"(?<=after )\d+(?=ms)|(?<=producer-)\d+|(?<=consumer-)\d+|\d+(?= identical)")
+_VARYING: Final = re.compile(r"\[rdkafka#[^]]*\]|\(after \d+ms.*")
 _librdkafka = logging.getLogger("memos.kafka.library")
 _librdkafka.addFilter(_Repeats())
 
@@ -72,9 +72,10 @@ _SHARED: Final[dict[str, Any]] = {
     "topic.metadata.refresh.fast.interval.ms": 100, "socket.nagle.disable": True,
 }  # fmt: skip
 _READING: Final[dict[str, Any]] = {
-    "fetch.wait.max.ms": 500, "fetch.error.backoff.ms": 50, "queued.max.messages.kbytes": 16_384, "group.id": GROUP,
+    "fetch.error.backoff.ms": 50, "queued.max.messages.kbytes": 16_384, "group.id": GROUP,
     "fetch.queue.backoff.ms": 10,
 }  # fmt: skip
+FETCH_WAIT_MS: Final = 100
 
 
 class BadLink(Exception):
@@ -128,10 +129,11 @@ class Link(NamedTuple):
 
         return self._client(Kind, self._config(self.options, PRODUCER))
 
-    def consumer(self) -> Consumer:
+    def consumer(self, wait_ms: int = FETCH_WAIT_MS) -> Consumer:
+        """`wait_ms`: how long a broker holds a fetch that finds nothing new; whatever else is asked of it waits behind."""
         from confluent_kafka import Consumer as Kind
 
-        return self._client(Kind, self._config(_READING, self.options, CONSUMER))
+        return self._client(Kind, self._config({"fetch.wait.max.ms": wait_ms}, _READING, self.options, CONSUMER))
 
     def admin(self, on_error: Callable[[KafkaError], None] | None = None) -> AdminClient:
         """`on_error` hears, inside the client's `poll`, why brokers cannot be reached."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from memos_syscalls import limits
 
@@ -32,6 +32,7 @@ SILENCE_SECONDS: Final = 30.0
 """A broker that has not answered, or sent what it has, for this long is out of reach."""
 BEHIND_SECONDS: Final = 10.0
 """How long a broker that just became leader may know less of the end than was read before."""
+FETCH_WAIT_MS: Final = "5"
 BEGINNING: Final = 0
 MS: Final = 1_000_000
 """Kafka's times are milliseconds; ours are nanoseconds."""
@@ -166,7 +167,8 @@ class Reader:
         self._brokers = link.brokers
         self._at = TopicPartition(topic, 0)
         self._batch = batch
-        self._consumer = link.consumer()
+        # Between reads nothing is fetched, and a fetch that waits would hold back the question where the end is.
+        self._consumer = link._replace(options={"fetch.wait.max.ms": FETCH_WAIT_MS, **link.options}).consumer()
         self._busy = threading.Lock()
         self._closing = False
         self.seek(from_offset)
@@ -174,39 +176,43 @@ class Reader:
     def seek(self, offset: int) -> None:
         """Go on from an offset; from the beginning means from the first message that is still there."""
         self.next = offset
-        self._astray = False
-        """Whether the client is further than what was handed out."""
         self._from_beginning = offset == BEGINNING
-        start = OFFSET_BEGINNING if self._from_beginning else offset
-        self._consumer.assign([TopicPartition(self.topic, 0, start)])
 
     def to_end(self) -> Iterator[Message]:
-        """Messages up to the end that the topic has now. Raises `OutOfReach`, `NoTopic` or `Ended`."""
+        """Messages up to the end that the topic has now. Raises `OutOfReach`, `NoTopic` or `Ended`.
+
+        Who breaks off gets the message that it broke off at again.
+        """
         with self._busy:
-            if self._astray:
-                self.seek(self.next)
             end = self._end()
-            heard = time.monotonic()
-            while self.next < end:
-                self._astray = True
-                for message in self._consumer.consume(self._batch, SLICE_SECONDS):
-                    heard = time.monotonic()
-                    error = message.error()
-                    if error is None:
-                        yield message
-                        self.next = (message.offset() or 0) + 1
-                    elif error.code() == KafkaError._PARTITION_EOF:
-                        # Behind the last message may be places that hold none: a transaction's marker, what was compacted.
-                        self.next = max(self.next, message.offset() or 0)
-                    else:
-                        self._refuse(error)
-                self._astray = False
-                self._raise_if_closing()
-                if time.monotonic() - heard > SILENCE_SECONDS:
-                    raise OutOfReach(
-                        f"Kafka at {self._brokers} sends nothing of topic {self.topic} from offset {self.next} on; "
-                        "look at the broker's log"
-                    )
+            if self.next >= end:
+                return
+            self._consumer.assign([TopicPartition(self.topic, 0, self.next)])
+            try:
+                yield from self._up_to(end)
+            finally:
+                self._consumer.unassign()
+
+    def _up_to(self, end: int) -> Iterator[Message]:
+        heard = time.monotonic()
+        while self.next < end:
+            for message in self._consumer.consume(self._batch, SLICE_SECONDS):
+                heard = time.monotonic()
+                error = message.error()
+                if error is None:
+                    yield message
+                    self.next = (message.offset() or 0) + 1
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    # Behind the last message may be places that hold none: a transaction's marker, what was compacted.
+                    self.next = max(self.next, message.offset() or 0)
+                else:
+                    self._refuse(error)
+            self._raise_if_closing()
+            if time.monotonic() - heard > SILENCE_SECONDS:
+                raise OutOfReach(
+                    f"Kafka at {self._brokers} sends nothing of topic {self.topic} from offset {self.next} on; "
+                    "look at the broker's log"
+                )
 
     def _end(self) -> int:
         """Where the topic ends. A broker that just became the leader may first name an end before what was read already."""

@@ -26,8 +26,8 @@ REPLICAS: Final = 3
 ERASE_MS_MAX: Final = 10_000
 MESSAGE_BYTES_MIN: Final = 1 << 20
 """A frame has up to 768 KiB and a piece of a payload 512 KiB; the rest is room for what Kafka puts around them."""
-_TRY_SECONDS: Final = 8.0
-"""A broker that is paused answers nothing: another one is asked after this long."""
+_TRY_SECONDS: Final = 4.0
+"""A broker that is paused or gone answers nothing: another one is asked after this long."""
 _ONCE_SECONDS: Final = 3.0
 _KEPT: Final = {"unclean.leader.election.enable": "false", "max.message.bytes": "1048588"}
 SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -57,7 +57,11 @@ class Unreachable(Exception):
 
 
 class Erasure(NamedTuple):
-    """What decides when an erased key has left the brokers' disks."""
+    """What decides when an erased key has left the brokers' disks.
+
+    The segment that is being written to is never cleaned, and only an append closes it: after a tombstone, something else must
+    be written to the topic once `segment_ms` has passed, or the key stays for as long as nothing is.
+    """
 
     segment_ms: int
     max_compaction_lag_ms: int
@@ -293,13 +297,16 @@ class _Asking:
             )  # fmt: skip
         for bound, spec in (("start", specs.earliest()), ("end", specs.latest())):
             wanted = {TopicPartition(t.name, p): spec for t in found.values() for p in range(t.partitions)}
-            for partition, answer in self._ask(_offsets(self._client, wanted), KafkaError.UNKNOWN_TOPIC_OR_PART).items():
+            for partition, answer in self._ask(self._offsets(wanted), KafkaError.UNKNOWN_TOPIC_OR_PART).items():
                 if isinstance(answer, KafkaError):
                     raise self._refused(answer, f"look into the topic {partition.topic}")
                 topic = found[names[partition.topic]]
                 if answer.offset > getattr(topic, bound):
                     found[topic.role] = topic._replace(**{bound: answer.offset})
         return found
+
+    def _offsets(self, wanted: dict[Any, Any]) -> Callable[[float], Mapping[Any, Future[Any]]]:
+        return lambda wait: self._client.list_offsets(wanted, request_timeout=wait) if wanted else {}
 
     def brokers(self) -> int:
         (answer,) = self._ask(lambda wait: {"cluster": self._client.describe_cluster(request_timeout=wait)}).values()
@@ -383,6 +390,8 @@ class _Asking:
                 return answers
             self._last = failed[0] if self._last is None else self._last
             self._pause()
+            # A client keeps asking the broker that it took for the controller, though that one be dead. A new one asks around.
+            self._client = self._link.admin(self._heard)
 
     def _finish(self, futures: list[Future[Any]], wait: float) -> None:
         until = time.monotonic() + wait
@@ -424,10 +433,6 @@ class _Asking:
 def _id(uuid: object) -> str:
     """As Kafka's tools show it; the library writes another alphabet."""
     return str(uuid).replace("+", "-").replace("/", "_")
-
-
-def _offsets(client: Any, wanted: dict[Any, Any]) -> Callable[[float], Mapping[Any, Future[Any]]]:
-    return lambda wait: client.list_offsets(wanted, request_timeout=wait) if wanted else {}
 
 
 def _answer(future: Future[Any]) -> Any:

@@ -4,7 +4,7 @@ Fed with what its own consumer reads (`arrived`), with delivery reports (`delive
 address found (`looked`); says what to send, when a frame is acknowledged, and when this kernel must stop.
 
 - A frame is acknowledged when the writer's own consumer has accepted it, by the rule of counting.py, *and* the broker
-  confirmed it or a later message of ours.
+  confirmed it at that address, or confirmed a later message of ours while the frame still stands there.
 - Whenever a message arrives under another leader epoch than the one before it, that one is looked at again at its address
   (`look`), whether it counted or not: other bytes there, another leader epoch, or nothing, mean that the topic lost its
   tail. The same offset under the same leader epoch has the same past.
@@ -77,6 +77,10 @@ class Writer:
         self.frame_at: Address | None = None
         """Where the frame under way was accepted."""
         self._claims: dict[bytes, Sent] = {}
+        self._frame_offset: int | None = None
+        """Where its delivery report says that the frame is."""
+        self._frame_sure = False
+        """The frame was confirmed where it was accepted."""
         self._ping: Sent | None = None
         self._pings = 0
         self._sent = 0
@@ -105,6 +109,7 @@ class Writer:
         """Begin to send a frame; one at a time."""
         assert self.phase == "open" and self.frame is None, f"no frame while {self.phase}"
         self.frame, self.frame_at = self._next(data, now, last_hash), None
+        self._frame_offset, self._frame_sure = None, False
         return self.frame
 
     def ping(self, now: float) -> Sent | None:
@@ -121,13 +126,22 @@ class Writer:
 
     def arrived(self, message: Message) -> Verdict:
         """The next message of the partition, in order. The caller keeps what counts."""
-        frame, here = self.frame, Address.of(message)
+        here = Address.of(message)
         before, self._seen = self._seen, here
         if before is not None and before.leader_epoch != here.leader_epoch and self.look is None:
             self.look = before
+        verdict = self._judge(message, here, before)
+        self._weigh()
+        return verdict
+
+    def _judge(self, message: Message, here: Address, before: Address | None) -> Verdict:
+        frame = self.frame
         verdict = self.counting.take(message.data, (frame.data, frame.last_hash) if frame is not None else None)
         if verdict.kind == "foreign" and self.phase != "broken":
             self._end("broken", f"the topic holds another log: its first claim {verdict.why}")
+        if verdict.kind == "torn":
+            self._end("broken", f"the message at the topic's offset {message.offset} {verdict.why}: something before it was "
+                      "changed, removed or lost. `memctl verify` says what; `memctl copy` saves what is whole")  # fmt: skip
         if not verdict.counts:
             self._lost_claim(verdict)
             return verdict
@@ -161,10 +175,13 @@ class Writer:
         ours = self._claims.get(claim.claim_id)
         if ours is not None and self.phase not in ENDED:
             self.claim_id = claim.claim_id
-            self.phase = "open"
+            if self.phase == "claiming":
+                # One that failed to be delivered, and came all the same, is not confirmed by anything: claim again.
+                self.phase = "open"
             self._starting = False
             self._ping = None
-            self._claims.clear()
+            if self.phase == "open":
+                self._claims.clear()
             if self.look is None:
                 self.look = before
             self._renew(ours.begun)
@@ -181,13 +198,27 @@ class Writer:
                 self.phase = "reading" if self._starting else "doubt"
             self.why = verdict.why
 
-    def delivered(self, n: int, error: str | None) -> None:
-        """A delivery report about our n-th message."""
+    def delivered(self, n: int, error: str | None, offset: int = -1) -> None:
+        """A delivery report about our n-th message; a message that was sent again may come without its offset."""
         if error is None:
             self._confirmed = max(self._confirmed, n)
+            if self.frame is not None and n == self.frame.n:
+                self._frame_offset = offset
+            self._weigh()
         elif n >= self._first and self.phase in ("open", "claiming"):
             self.phase, self.why = "doubt", error
             self._ping = None
+
+    def _weigh(self) -> None:
+        """What was accepted in one past of the topic may be confirmed in another: where it was confirmed elsewhere, or nobody
+        says where, it is looked at again."""
+        frame = self.frame
+        if frame is None or self.frame_at is None or self._frame_sure or self._confirmed < frame.n or self.look is not None:
+            return
+        if self._frame_offset == self.frame_at.offset:
+            self._frame_sure = True
+        else:
+            self.look = self.frame_at
 
     def failed(self, error: str) -> None:
         """The producer as a whole can go on no more."""
@@ -198,6 +229,8 @@ class Writer:
         assert self.look is not None, "nobody asked to look"
         at, self.look = self.look, None
         if found is not None and Address.of(found) == at:
+            self._frame_sure = self._frame_sure or at == self.frame_at
+            self._weigh()
             self.fresh_at = max(self.fresh_at, self._fresh_after_look)
             return
         what = "is gone" if found is None else "is another one now"
@@ -224,8 +257,8 @@ class Writer:
         """Whether the frame under way is accepted, confirmed, and stands on what was there before."""
         frame = self.frame
         return (
-            frame is not None and self.frame_at is not None and self.look is None and self.phase not in ("broken", "claiming")
-            and (self._confirmed >= frame.n or self._settled)
+            frame is not None and self.frame_at is not None and self._frame_sure and self.look is None
+            and self.phase not in ("broken", "claiming") and (self._first <= frame.n or self._settled)
         )  # fmt: skip
 
     @property
