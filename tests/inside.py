@@ -5,11 +5,13 @@
 
 Everything is what `boot` uses but for the parts that are handed in. Calls go through `Kernel.call` with a peer of ours,
 so a caller can be anybody. `reopen` stops and starts the kernel on the same parts; `crash` starts it again without a stop.
+With `log="kafka://…"` the log and its keys are on a broker, and the directory mirrors them in a real database.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import os
 import shutil
@@ -29,9 +31,10 @@ from memos_kernel.dispatch import Kernel
 from memos_kernel.eventlog.base import EventLog, records
 from memos_kernel.eventlog.embedded import EmbeddedLog
 from memos_kernel.governance import Caller
-from memos_kernel.keystore import KeyStore
+from memos_kernel.keystore import Keys
 from memos_kernel.reducer import apply
 from memos_kernel.state import META_APPLIED, Tables, shown
+from memos_kernel.topicboot import open_topic
 from memos_kernel.turn import Turn
 from memos_kernel.upcast import current
 from memos_syscalls.errors import MemError
@@ -95,27 +98,31 @@ class Peer:
 
 
 class Inside:
-    """A data directory's parts and the kernel that runs on them: in memory, or with `rocks` in a real database."""
+    """A data directory's parts and the kernel that runs on them: in memory, or with `rocks` in a real database.
+
+    `settings` are those of `Config`. With `log` among them, the parts are what `topicboot` makes of it.
+    """
 
     def __init__(
         self, directory: Path | None = None, *, store: Store | None = None, rocks: bool = False, clock: Clock | None = None,
-        log_of: Callable[[Store], EventLog] = EmbeddedLog, start: bool = True,
+        log_of: Callable[[Store], EventLog] = EmbeddedLog, start: bool = True, **settings: Any,
     ) -> None:  # fmt: skip
         self._own = ram_directory() if directory is None else None
         self.paths = boot.Paths(directory or self._own or Path())
-        self.config = Config(self.paths.root, self.paths.root / "unused.sock", embedder="none")
+        self.config = dataclasses.replace(Config(self.paths.root, self.paths.root / "unused.sock", embedder="none"), **settings)
         self.clock = clock or ManualClock(step=1000)
         self.fatal: list[str] = []
         self.kernel: Kernel
         self.store: Store
         self.log: EventLog
-        self.keystores: tuple[KeyStore, ...] = ()
-        self._rocks = rocks
+        self.keystores: tuple[Keys, ...] = ()
+        self._shared = self.config.link is not None
+        self._rocks = rocks or self._shared
         self._database: RocksStore | None = None
         self._log_of = log_of
         self._call_id = 0
         self._open = False
-        if not rocks:
+        if not self._rocks:
             self.store = store or MemoryStore()
             self.log = log_of(self.store)
         if start:
@@ -129,7 +136,7 @@ class Inside:
         self.peers: dict[Caller, Peer] = {}
         self._open = True
         try:
-            self.loop.run_until_complete(asyncio.wait_for(self._boot(), 10))
+            self.loop.run_until_complete(asyncio.wait_for(self._boot(), 60 if self._shared else 10))
         except BaseException:
             self._release()
             raise
@@ -140,9 +147,14 @@ class Inside:
         if not self._rocks and next(iter(self.log.frames(0)), None) is not None:
             # A key store is only made for a directory without a log.
             self.paths.db.mkdir(exist_ok=True)
-        keystore, segment_keys, _new = boot.open_keys(self.paths, self.config.key_path, read_only=False)
+        keystore: Keys
+        if self._shared:
+            self._database, self.log, keystore, segment_keys = open_topic(self.config, self.paths.root)
+            self.store = self._database
+        else:
+            keystore, segment_keys, _new = boot.open_keys(self.paths, self.config.key_path, read_only=False)
         self.keystores = (keystore, segment_keys)
-        if self._rocks:
+        if self._rocks and not self._shared:
             self.store = self._database = RocksStore(self.paths.db)
             self.log = self._log_of(self.store)
         self.kernel = await boot.assemble(
@@ -161,6 +173,10 @@ class Inside:
     def abandon(self) -> None:
         """End as a crash ends: nothing is finished, signed or stored on the way out."""
         self.kernel.stopped = self.kernel.stopped or "abandoned"
+        if self._shared:
+            # Whoever waits for a broker in the flusher gives up.
+            self.log.close()
+            self.keystores[0].close()
         self.kernel._jobs.put(None)  # pyright: ignore[reportPrivateUsage]
         flusher = self.kernel._flusher  # pyright: ignore[reportPrivateUsage]
         assert flusher is not None
@@ -174,6 +190,8 @@ class Inside:
 
     def _release(self) -> None:
         self._close_loop()
+        if self._shared and "log" in self.__dict__:
+            self.log.close()
         for keystore in self.keystores:
             keystore.close()
         self.keystores = ()

@@ -268,6 +268,7 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
         on_fatal=on_fatal, embed=None if config.read_only else embedder(config),
     )  # fmt: skip
     server = Server(kernel, config.socket, group)
+    kernel.data_dir = str(paths.root)
     kernel.connections = lambda: len(server.connections)
     reserve = config.disk_reserve_mb * limits.MIB
 

@@ -126,7 +126,7 @@ def load(arguments: argparse.Namespace, environment: dict[str, str]) -> Config:
             values[name] = given
     config = _checked(values)
     if config.kafka_config:
-        kafka |= _file(config.kafka_config)
+        kafka |= kafka_settings(config.kafka_config)
     kafka |= _options(arguments.kafka_option or ())
     return _with_log(config, kafka)
 
@@ -146,7 +146,7 @@ def _flat(table: object, where: object) -> dict[str, str]:
     return dict(walk(table, ""))
 
 
-def _file(path: Path) -> dict[str, str]:
+def kafka_settings(path: Path) -> dict[str, str]:
     """The settings of `--kafka-config`."""
     try:
         if mode := _open_to_others(path):

@@ -100,6 +100,8 @@ class Kernel(Commits):
         self.opened_at = chain.seq
         """Offset at which this kernel began to serve."""
         self.connections: Callable[[], int] = lambda: 0
+        self.data_dir = ""
+        """For who asks where the log is."""
         self.long_reads = LongReads(self.spawn)
         self.large_writes = LongReads(self.spawn)
         self.go_on = self._go_on

@@ -28,10 +28,13 @@ def sys_info(kernel: Kernel, turn: Turn, request: Any) -> None:
     models = (
         [] if info is None else [{"use": "embedding", "name": info.name, "dims": info.dims, "fingerprint": info.fingerprint}]
     )
+    log: dict[str, object] = {"kind": kernel.log.kind}
+    if turn.peer.caller.admin:
+        log = {**kernel.log.describe(), "data_dir": kernel.data_dir}
     turn.answer({
         "abi": limits.ABI, "version": __version__, "log_id": kernel.keys.log_id.hex(), "epoch": kernel.chain.epoch,
         "head_offset": durable.seq, "head_hash": durable.hash.hex(), "state_digest": shown(durable.digest).hex(),
-        "state_schema": SCHEMA, "log": kernel.log.describe() if turn.peer.caller.admin else {"kind": kernel.log.kind},
+        "state_schema": SCHEMA, "log": log,
         "public_key": kernel.keys.signer.public_key.hex(), "drivers": ["plaintext"], "models": models,
         "principal": turn.peer.caller.principal, "admin": turn.peer.caller.admin, "read_only": kernel.read_only,
         "standby": kernel.succession is not None and kernel.succession.standby,

@@ -53,6 +53,7 @@ SLOT_VALUE: Final = struct.Struct(f">B8s{WRAPPED_BYTES}s")
 BATCH_MESSAGES: Final = 4096
 CREATE_SECONDS: Final = 30.0
 NUDGE_LATE_SECONDS: Final = 0.2
+NUDGE_EVERY_SECONDS: Final = 0.9
 ERASURE_DEFAULT: Final = Erasure(ERASE_MS_MAX, ERASE_MS_MAX, 600_000, 60_000, None)
 """For a caller that did not ask the brokers: what a topic must have, or Kafka's own."""
 _EPOCH_MAX: Final = 2**63
@@ -124,6 +125,9 @@ class TopicKeys:
         self._header_epochs: set[int] = set()
         self.header = Header(crypto.FORMAT, 0, b"", self._key_id, b"", b"", -1, None, 0)
         self._nudge_at: float | None = None
+        """When the file with the oldest tombstones that are still in an open one may be closed."""
+        self._nudge_until = 0.0
+        """The same of the newest tombstones."""
         self._erasure = erasure
         self._appender: Appender | None = None
         self._reader: Reader | None = None
@@ -343,8 +347,7 @@ class TopicKeys:
             older = [one for one in self._header_epochs if one < mine]
         appender = self._appending()
         appender.wait(receipt)
-        for one in older:
-            appender.send(HEADER_KEY.pack(HEADER, self.header.log_id, one), None, receipt)
+        appender.send_all([(HEADER_KEY.pack(HEADER, self.header.log_id, one), None) for one in older], receipt)
         appender.wait(receipt)
         with self._lock:
             self._header_epochs.difference_update(older)
@@ -396,11 +399,16 @@ class TopicKeys:
     def adopt(self, keys: Iterable[tuple[Slot, bytes]]) -> None:
         """Wrap and keep data keys; returns when they are in the topic."""
         appender, receipt = self._appending(), Receipt()
+        keys = list(keys)
+        nonces = memoryview(os.urandom(len(keys) * crypto.NONCE_BYTES))
         made: list[tuple[Slot, bytes]] = []
-        for slot, key in keys:
-            wrapped = crypto.wrap(self._kek, os.urandom(crypto.NONCE_BYTES), key, self._slot_aad(slot))
-            appender.send(SLOT_KEY.pack(SLOT, *slot), SLOT_VALUE.pack(crypto.FORMAT, self._key_id, wrapped), receipt)
-            made.append((slot, wrapped))
+        for at, (slot, key) in enumerate(keys):
+            nonce = bytes(nonces[at * crypto.NONCE_BYTES : (at + 1) * crypto.NONCE_BYTES])
+            made.append((slot, crypto.wrap(self._kek, nonce, key, self._slot_aad(slot))))
+        messages = [
+            (SLOT_KEY.pack(SLOT, *slot), SLOT_VALUE.pack(crypto.FORMAT, self._key_id, wrapped)) for slot, wrapped in made
+        ]
+        appender.send_all(messages, receipt)
         appender.wait(receipt)
         with self._lock:
             for slot, wrapped in made:
@@ -438,8 +446,7 @@ class TopicKeys:
         if not gone:
             return
         appender, receipt = self._appending(), Receipt()
-        for slot in gone:
-            appender.send(SLOT_KEY.pack(SLOT, *slot), None, receipt)
+        appender.send_all([(SLOT_KEY.pack(SLOT, *slot), None) for slot in gone], receipt)
         appender.wait(receipt)
         with self._lock:
             self._going.difference_update(gone)
@@ -456,7 +463,8 @@ class TopicKeys:
 
     def __len__(self) -> int:
         """How many slots hold a key."""
-        return len(self._table)
+        with self._lock:
+            return len(self._table)
 
     # -- until it is gone --------------------------------------------------------------------------------------------
 
@@ -466,17 +474,19 @@ class TopicKeys:
 
     def _tombstoned(self, at_ns: int) -> None:
         self.tombstoned_at = max(self.tombstoned_at or 0, at_ns)
-        self._nudge_at = None if self.read_only else time.monotonic()
+        self._nudge_until = time.monotonic() + compaction.roll_ms(self._erasure) / 1000 + NUDGE_LATE_SECONDS
+        if self._nudge_at is None:
+            self._nudge_at = self._nudge_until
 
     def nudge(self) -> bool:
-        """Append the header again once the file with the newest tombstones may be closed: Kafka closes it only then, and
-        compacts only closed files. To be called every second or so; does not wait. Returns whether it appended."""
-        if self._nudge_at is None or self._closed or (self._appender is not None and self._appender.is_full):
-            return False
-        if time.monotonic() < self._nudge_at + compaction.roll_ms(self._erasure) / 1000 + NUDGE_LATE_SECONDS:
+        """Append the header again once a file with tombstones may be closed: Kafka closes it only then, and compacts only
+        closed files. To be called every second; does not wait. Returns whether it appended. Raises `Ended`."""
+        now = time.monotonic()
+        if self._nudge_at is None or now < self._nudge_at or self.read_only or self._closed or self._appending().is_full:
             return False
         with self._lock:
-            self._nudge_at = None
+            # Until the newest tombstone is old enough there may be one in a file that was too young this time.
+            self._nudge_at = None if now >= self._nudge_until else now + NUDGE_EVERY_SECONDS
             self._send_header()
         return True
 

@@ -16,22 +16,19 @@ view is taken as of one moment, and compared where the log was at that moment.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Store
 from memos_drivers.stores.memory import MemoryReader
-from memos_drivers.stores.rocks import RocksStore
 
-from . import crypto, masterkey, verify_view
+from . import crypto, verify_view
 from . import events as ev
 from .chain import LogKeys
 from .eventlog.base import EventLog
-from .eventlog.embedded import EmbeddedLog
+from .eventlog.counting import KNOWN_HEADS_MAX
 from .events import Checkpoint, Damaged, pack
-from .keystore import KeyStore
 from .reducer import apply
 from .state import DIGEST_BYTES, META_APPLIED, SCHEMA, Tables, shown
 from .upcast import current
@@ -78,7 +75,7 @@ class Report(NamedTuple):
 class _Walk:
     """The state of one walk along the chain."""
 
-    def __init__(self, public_key: bytes | None, frame_mac: bytes | None) -> None:
+    def __init__(self, public_key: bytes | None, frame_mac: bytes | None, shared: bool) -> None:
         self.public_key = public_key
         self.frame_mac = frame_mac
         self.log_id: bytes | None = None
@@ -87,6 +84,10 @@ class _Walk:
         self.time = 0
         self.epoch = 0
         self.claim_id: bytes | None = None
+        self.shared = shared
+        """Whether others could append between the reading of the head and the claim."""
+        self.heads: deque[bytes] = deque([crypto.ZERO_HASH], KNOWN_HEADS_MAX)
+        """Frame ends of the epoch, and the head at which it began."""
         self.expect_open: bytes | None = None
         self.opened: set[bytes] = set()
         """Ids of the claims that frames named."""
@@ -121,7 +122,7 @@ class _Walk:
                 self.problem(offset, f"the claim of epoch {claim.epoch} is not signed by this log's key: the log was rewritten")
             if claim.epoch != frame.epoch or claim.epoch <= self.epoch:
                 self.problem(offset, f"the claim of epoch {claim.epoch} does not follow epoch {self.epoch}")
-            if claim.known_head != self.hash:
+            if claim.known_head != self.hash and not (self.shared and claim.known_head in self.heads):
                 self.problem(
                     offset, f"the claim of epoch {claim.epoch} does not name the head before it: records are missing or changed"
                 )
@@ -130,6 +131,8 @@ class _Walk:
             self.public_key, self.genesis_hash = key, claim.genesis_hash
             self.expect_open = crypto.sha256(data)
             self.opened.add(frame.claim_id)
+            self.heads.clear()
+            self.heads.append(self.hash)
         self.claim_id, self.epoch = frame.claim_id, frame.epoch
 
     # -- frames ------------------------------------------------------------------------------------------------------
@@ -158,7 +161,9 @@ class _Walk:
         elif frame.epoch != self.epoch:
             self.problem(first, f"the frame at offset {first} is of epoch {frame.epoch}, its claim of {self.epoch}")
         self.seq, self.hash = first - 1, frame.prev_hash
-        return [self.record(raw) for raw in frame.records]
+        found = [self.record(raw) for raw in frame.records]
+        self.heads.append(self.hash)
+        return found
 
     def record(self, raw: bytes) -> tuple[bytes, ev.Record, bytes]:
         offset = self.seq + 1
@@ -274,7 +279,7 @@ def _walk(
     if walk.expect_open is not None:
         walk.problem(walk.seq, "the newest epoch has no epoch.opened record")
     for claim_id, (_data, claim) in claims.items():
-        if claim_id not in walk.opened:
+        if claim_id not in walk.opened and not walk.shared:
             walk.problem(walk.seq + 1, f"no frame follows the claim of epoch {claim.epoch}: the log was cut back")
     if anchor is not None and not anchored:
         walk.problem(
@@ -289,7 +294,7 @@ def verify_log(
     progress: Progress | None = None, also: Each | None = None,
 ) -> Report:  # fmt: skip
     """Chain, MACs (with `frame_mac`), signatures, checkpoints, anchor. Needs no content key."""
-    walk = _Walk(public_key, frame_mac)
+    walk = _Walk(public_key, frame_mac, log.shared)
     _walk(log, walk, anchor, progress, also)
     return walk.report()
 
@@ -342,7 +347,7 @@ def verify_full(
     anchor: Checkpoint | None = None, *, also: Each | None = None, live: bool = False,
 ) -> Report:  # fmt: skip
     """Everything that `verify_log` checks; then replay, compare, decrypt. `live`: a kernel in this process is at work."""
-    walk = _Walk(keys.signer.public_key, keys.frame_mac)
+    walk = _Walk(keys.signer.public_key, keys.frame_mac, log.shared)
     tables = Tables(_Plain(), 0)
     view = verify_view.still(store)
     applied = verify_view.applied(view)
@@ -386,49 +391,6 @@ def verify_full(
             store, tables, vault, walk.problem, None if progress is None else lambda n: progress(walk.records + n), live=live
         )
     return walk.report(shown(tables.digest))
-
-
-# -- offline -----------------------------------------------------------------------------------------------------------
-
-
-class Offline(AbstractContextManager["Offline"]):
-    """A data directory opened for reading, beside a running kernel or without one."""
-
-    def __init__(self, data_dir: Path, key_file: Path | None, need_key: bool) -> None:
-        self.path = data_dir
-        self.store = RocksStore(data_dir / "db", read_only=True)
-        self.log = EmbeddedLog(self.store)
-        self.keystore: KeyStore | None = None
-        self.segment_keys: KeyStore | None = None
-        self.keys: LogKeys | None = None
-        self.vault: Vault | None = None
-        try:
-            master = masterkey.read(key_file or data_dir / "master.key")
-            if master is None and need_key:
-                raise masterkey.NoKey(f"no master key for {data_dir}: pass --key-file, or set {masterkey.VARIABLE}")
-            if master is not None:
-                self.keystore = KeyStore(data_dir / "keys", master, read_only=True)
-                self.segment_keys = KeyStore(data_dir / "keys", master, read_only=True, name="segments")
-                seed, secret = self.keystore.secrets()
-                self.keys = LogKeys.derive(self.keystore.header.log_id, seed, secret)
-                self.vault = Vault(self.keystore, self.keystore.header.epoch, self.keys.log_id, self.store.live(PAYLOAD))
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for opened in (self.keystore, self.segment_keys):
-            if opened is not None:
-                opened.close()
-        self.store.close()
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-
-def open_offline(data_dir: Path, key_file: Path | None = None, need_key: bool = False) -> Offline:
-    """Open a data directory read-only. Raises `OSError`, `masterkey.NoKey` or `keystore.WrongKey`, each saying what to do."""
-    return Offline(data_dir, key_file, need_key)
 
 
 def verify_live(kernel: Kernel, full: bool) -> dict[str, Any]:

@@ -502,7 +502,7 @@ class ShredReport(Reply):
     maps: list[str] = Field(description="Mapped payloads that outlive the shred in other processes.")
     receipt: bytes = Field(description="Signed receipt; `memctl verify --receipt FILE` checks it.")
     keys_gone_by: int | None = Field(
-        None, description="With keys on Kafka: when the last wrapped copy of them has left the brokers, in ns, at the latest."
+        default=None, description="With keys on Kafka: when the last wrapped copy of them has left the brokers, in ns, at the latest."
     )
 
 
@@ -570,7 +570,7 @@ class SysInfoReply(Reply):
     principal: str
     admin: bool
     read_only: bool = False
-    standby: bool = Field(False, description="Follows another kernel's log; sys_promote makes it the one that writes.")
+    standby: bool = Field(default=False, description="Follows another kernel's log; sys_promote makes it the one that writes.")
 
 
 class SysPromote(Request):

@@ -16,6 +16,7 @@ from memos_kernel import crypto, verify
 from memos_kernel.answers import read_receipt
 from memos_kernel.events import Slot, unpack
 from memos_kernel.governance import raw_id
+from memos_kernel.offline import open_offline
 from memos_kernel.state import View, u64
 from memos_syscalls.errors import MemShredded
 
@@ -79,7 +80,7 @@ def test_nothing_private_is_in_clear_on_disk(tmp_path: Path) -> None:
 
 def segments(path: Path) -> Iterator[str]:
     """The texts in every index segment that the keys beside it still open."""
-    with verify.open_offline(path) as offline:
+    with open_offline(path) as offline:
         assert offline.segment_keys is not None and offline.keys is not None
         for key, value in offline.store.live(INDEX).scan(b"g"):
             epoch, n, sealed = unpack(value)
@@ -91,7 +92,7 @@ def segments(path: Path) -> Iterator[str]:
 
 
 def versions_that_open(path: Path, cube_id: str) -> list[int]:
-    with verify.open_offline(path) as offline:
+    with open_offline(path) as offline:
         assert offline.vault is not None
         view, opened = View(offline.store.live("view")), list[int]()
         cube = view.cube(raw_id(cube_id))
@@ -140,7 +141,7 @@ def test_a_copy_made_before_a_shred_opens_with_the_keys_of_before_and_not_with_t
     shutil.copytree(snapshot / "db", stolen / "db")
     assert versions_that_open(stolen, cube) == []
     assert not any(SENTINEL in text for text in segments(stolen))
-    with verify.open_offline(live) as offline:
+    with open_offline(live) as offline:
         assert offline.keys is not None and offline.vault is not None
         report = verify.verify_full(offline.store, offline.log, offline.keys, offline.vault)
         assert report.ok, report.problems

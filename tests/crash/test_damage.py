@@ -21,6 +21,7 @@ from memos_kernel import events as ev
 from memos_kernel import verify
 from memos_kernel.boot import Refused
 from memos_kernel.keystore import HEADER_BYTES, SLOT_BYTES, SLOTS_AT
+from memos_kernel.offline import open_offline
 from memos_kernel.state import u64
 
 
@@ -204,7 +205,7 @@ FOUND_BY_THE_LOG_ALONE = (bit_flip, bit_flip_in_the_last_frame, deleted_frame, d
 
 def test_what_is_whole_verifies(tmp_path: Path) -> None:
     written = write(tmp_path / "data")
-    with verify.open_offline(written.path) as offline:
+    with open_offline(written.path) as offline:
         report = verify.verify_log(offline.log, public_key=None, frame_mac=None)
         assert report.ok and report.offset == report.records - 1 > written.head
         assert offline.keys is not None and offline.vault is not None
@@ -216,7 +217,7 @@ def test_what_is_whole_verifies(tmp_path: Path) -> None:
 def test_damage_is_found_and_named(damage: Callable[[Written], int | None], tmp_path: Path) -> None:
     written = write(tmp_path / "data")
     offset = damage(written)
-    with verify.open_offline(written.path) as offline:
+    with open_offline(written.path) as offline:
         assert offline.keys is not None and offline.vault is not None and offline.keystore is not None
         anchor = offline.keystore.newest_checkpoint
         report = verify.verify_full(offline.store, offline.log, offline.keys, offline.vault, anchor=anchor)
@@ -257,7 +258,7 @@ def test_a_log_that_was_cut_back_to_an_earlier_clean_stop_is_refused(tmp_path: P
     shutil.copytree(tmp_path / "old", written.path / "db")
     with pytest.raises(Refused, match="cut back"), Inside(written.path, rocks=True):
         pass
-    with verify.open_offline(written.path) as offline:
+    with open_offline(written.path) as offline:
         assert offline.keys is not None and offline.keystore is not None
         report = verify.verify_log(
             offline.log, public_key=offline.keys.signer.public_key, frame_mac=offline.keys.frame_mac,
@@ -272,7 +273,7 @@ def test_another_logs_database_is_refused(tmp_path: Path) -> None:
     shutil.copytree(theirs.path / "db", ours.path / "db")
     with pytest.raises(Refused), Inside(ours.path, rocks=True):
         pass
-    with verify.open_offline(ours.path) as offline:
+    with open_offline(ours.path) as offline:
         assert offline.keys is not None
         report = verify.verify_log(offline.log, public_key=offline.keys.signer.public_key, frame_mac=offline.keys.frame_mac)
         assert not report.ok and report.problems[0].offset == 0
@@ -302,7 +303,7 @@ def test_one_damaged_header_of_the_key_store_is_made_good_by_the_other(tmp_path:
 def test_a_cut_key_store_is_named_and_opens_nothing_it_lost(tmp_path: Path) -> None:
     written = write(tmp_path / "data", 1)
     os.truncate(written.path / "keys" / "slots", SLOTS_AT)
-    with verify.open_offline(written.path) as offline:
+    with open_offline(written.path) as offline:
         assert offline.keys is not None and offline.vault is not None
         report = verify.verify_full(offline.store, offline.log, offline.keys, offline.vault)
         assert not report.ok and report.problems[0].offset == written.offset

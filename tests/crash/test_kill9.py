@@ -21,7 +21,7 @@ import pytest
 from tests.inside import replay
 from tests.outside import Daemon, Wire
 
-from memos_kernel import verify
+from memos_kernel.offline import open_offline
 from memos_syscalls.errors import MemError
 
 ROUNDS = int(os.environ.get("MEMOS_CRASH_ROUNDS", "6"))
@@ -198,6 +198,6 @@ def test_what_was_acknowledged_survives_kill_9_and_the_rest_is_whole_or_absent(t
                 assert report["ok"], report["problems"]
                 digest = wire.call("sys_info")["state_digest"]
                 assert daemon.stop() == 0, daemon.said()
-            with verify.open_offline(tmp_path / "data") as offline:
+            with open_offline(tmp_path / "data") as offline:
                 assert replay(offline.log)[0] == digest
         assert acks.count > ROUNDS, "the writers got somewhere"

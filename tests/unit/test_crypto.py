@@ -107,6 +107,24 @@ def test_the_merkle_root_is_rfc_6962_s(count: int) -> None:
     assert crypto.merkle_root(leaves) == rfc_6962(leaves)
 
 
+@given(st.data())
+def test_a_path_leads_from_its_own_leaf_to_the_root_and_from_no_other(data: st.DataObject) -> None:
+    leaves = [crypto.sha256(n.to_bytes(4, "big")) for n in range(data.draw(st.integers(1, 70)))]
+    at = data.draw(st.integers(0, len(leaves) - 1))
+    path, root = crypto.merkle_path(leaves, at), crypto.merkle_root(leaves)
+    assert crypto.merkle_climb(leaves[at], path) == root and len(path) <= (len(leaves) - 1).bit_length()
+    assert all(crypto.merkle_climb(leaf, path) != root for leaf in leaves if leaf != leaves[at])
+    for cut in range(1, len(path) + 1):
+        # An inner node of the tree, passed off as a leaf.
+        inner = crypto.sha256(b"\0" + leaves[at])
+        for left, neighbour in path[:cut]:
+            inner = crypto.sha256(b"\1" + (neighbour + inner if left else inner + neighbour))
+        assert crypto.merkle_climb(inner, path[cut:]) != root
+    for flipped in range(len(path)):
+        left, neighbour = path[flipped]
+        assert crypto.merkle_climb(leaves[at], [*path[:flipped], (not left, neighbour), *path[flipped + 1 :]]) != root
+
+
 def test_the_digest_of_a_row_is_shake_128() -> None:
     from memos_kernel.state import row_hash
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from memos_drivers.stores.memory import MemoryStore
 from memos_kernel import events as ev
-from memos_kernel.events import Event, Slot
+from memos_kernel.eventlog.base import EventLog
+from memos_kernel.eventlog.embedded import EmbeddedLog
+from memos_kernel.events import Event, Frame, Slot
 from memos_tools import logview, offline
 from memos_tools.ctl import main, parser
 from memos_tools.output import Trouble
@@ -30,12 +34,32 @@ def test_a_time_is_read_back_to_the_nanosecond() -> None:
             offline.nanoseconds(wrong)
 
 
+def test_a_hash_that_two_records_begin_with_is_refused_with_their_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = [bytes.fromhex(f"aabbccdd{n:056x}") for n in (0, 1, 0x10 << 216)]
+    frame = Frame(1, bytes(16), 1, bytes(16), 0, bytes(32), [b"", b"", b""], bytes(32))
+    items = [offline.Item(n, b"", one, b"", frame, 0) for n, one in enumerate(hashes)]
+
+    def walk(log: EventLog) -> Iterator[offline.Item]:
+        return iter(items)
+
+    def head(log: EventLog) -> int:
+        return 2
+
+    monkeypatch.setattr(offline, "walk", walk)
+    monkeypatch.setattr(offline, "head", head)
+    log = EmbeddedLog(MemoryStore())
+    with pytest.raises(Trouble, match="offsets 0, 1, 2 all begin with aabbccdd; give more digits"):
+        offline.resolve(log, "aabbccdd")
+    assert offline.resolve(log, "hash:aabbccdd10") == 2
+    assert offline.resolve(log, "2") == 2
+
+
 def test_a_point_is_what_follows_the_last_at_sign(tmp_path: Path) -> None:
     odd = tmp_path / "me@home"
     odd.mkdir()
-    assert offline.source_and_point(str(odd)) == (odd, None)
-    assert offline.source_and_point(f"{odd}@12") == (odd, "12")
-    assert offline.source_and_point("data") == (Path("data"), None)
+    assert offline.source_and_point(str(odd)) == (str(odd), None)
+    assert offline.source_and_point(f"{odd}@12") == (str(odd), "12")
+    assert offline.source_and_point("data") == ("data", None)
 
 
 def test_public_fields_are_shown_as_callers_write_them() -> None:

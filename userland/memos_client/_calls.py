@@ -49,6 +49,7 @@ _SYS_INFO: Final = Call("sys_info", m.SysInfoReply)
 _SYS_STATS: Final = Call("sys_stats", m.SysStatsReply)
 _SYS_SNAPSHOT: Final = Call("sys_snapshot", m.SysSnapshotReply)
 _SYS_VERIFY: Final = Call("sys_verify", m.SysVerifyReply)
+_SYS_PROMOTE: Final = Call("sys_promote", m.SysPromoteReply)
 _MEM_ALLOC: Final = Call("mem_alloc", m.Mutated)
 _MEM_ALLOC_MANY: Final = Call("mem_alloc_many", m.MemAllocManyReply)
 _MEM_READ: Final = Call("mem_read", m.MemReadReply)
@@ -145,6 +146,22 @@ class Calls(ABC):
             _SYS_VERIFY,
             {
                 "full": full,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def sys_promote(
+        self,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.SysPromoteReply:
+        """Make a standby the kernel that writes; whoever wrote before is fenced.
+
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        """
+        return self._call(
+            _SYS_PROMOTE,
+            {
                 "deadline_ms": deadline_ms,
             },
         )
@@ -904,6 +921,19 @@ class AsyncCalls(ABC):
             _SYS_VERIFY,
             {
                 "full": full,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def sys_promote(
+        self,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.SysPromoteReply:
+        """Make a standby the kernel that writes; whoever wrote before is fenced."""
+        return await self._call(
+            _SYS_PROMOTE,
+            {
                 "deadline_ms": deadline_ms,
             },
         )

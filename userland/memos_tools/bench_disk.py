@@ -13,8 +13,9 @@ from memos_client import Kernel, MemError
 from memos_drivers.stores.base import Batch
 from memos_drivers.stores.memory import MemoryStore
 from memos_drivers.stores.rocks import RocksStore
+from memos_kernel.offline import open_offline
 from memos_kernel.state import Tables
-from memos_kernel.verify import open_offline, replay, verify_full, verify_log
+from memos_kernel.verify import replay, verify_full, verify_log
 
 from .bench_calls import CUBES, NAMESPACE, alloc_one_connection
 from .bench_measure import NO_MODEL, TEXT, Measured, build, rate, rss_bytes, scratch, settle

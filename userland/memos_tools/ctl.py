@@ -3,8 +3,9 @@
     memctl [--json] COMMAND …
 
 Most commands open the directory read-only, beside a running kernel or without one; those that change files (`check
---repair`, `check --truncate-to`, `rekey`) refuse while a kernel runs. Exit status: 0 good, 1 problems were found (or, for
-`diff`, the states differ), 2 the command or the directory cannot be used. Every message ends with what to do.
+--repair`, `check --truncate-to`, `rekey`) refuse while a kernel runs. Exit status: 0 good, 1 problems were found (for `diff`,
+the states differ; for `log grep` and `bisect`, nothing was found), 2 the command or the directory cannot be used. Every
+message ends with what to do.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from rich.console import Console
 from memos_kernel.events import Damaged
 from memos_syscalls.errors import MemError
 
-from . import audit, doctor, logview, proof, rekey, repair, rewind, statediff
+from . import audit, bisect, doctor, loggrep, logview, proof, prove, rekey, repair, rewind, statediff
 from .output import GOOD, UNUSABLE, Output, Trouble
 from .render import Rows, to_json
 
 INTERRUPTED = 130
+SOURCE = "a data directory"
+POINT = "an offset, a time (the last record at or before it), or a record's hash (its first 8 digits or more)"
 Command = Callable[[argparse.Namespace, Output], int]
 
 
@@ -56,26 +59,43 @@ def parser() -> argparse.ArgumentParser:
 
     log = _subcommands(add("log", None, "read the log's records"), "log commands")
     c = log("tail", logview.tail, "the newest records", keys=True)
-    c.add_argument("dir", type=Path, metavar="DIR")
+    c.add_argument("source", metavar="SOURCE", help=SOURCE)
     c.add_argument("-n", type=_count, default=10, help="how many records (default: 10)")
     c.add_argument("--follow", "-f", action="store_true", help="go on as the kernel writes")
     c = log(
         "show", logview.show, "one record, decoded, its private parts decrypted when the key is there", keys=True, no_keys=True
     )
-    c.add_argument("dir", type=Path, metavar="DIR")
-    c.add_argument("offset", metavar="OFFSET", help="an offset, or a time: the last record at or before it")
+    c.add_argument("source", metavar="SOURCE", help=SOURCE)
+    c.add_argument("point", metavar="POINT", help=POINT)
+    c = log(
+        "grep", loggrep.command, "records that match a pattern and filters, as `log show` shows them", keys=True, no_keys=True
+    )
+    c.add_argument("source", metavar="SOURCE", help=SOURCE)
+    c.add_argument("pattern", metavar="PATTERN", nargs="?", help="a regular expression; none: the filters decide alone")
+    c.add_argument("--ignore-case", "-i", action="store_true")
+    c.add_argument("--actor", metavar="WHO", help="records of this principal, such as uid:1000 or kernel")
+    c.add_argument("--event", metavar="NAME", help="records with this event, such as cube.written")
+    c.add_argument("--syscall", metavar="NAME", help="records of this call, such as mem_write")
+    c.add_argument("--cube", metavar="ID", help="records that name this cube")
+    c.add_argument("--namespace", metavar="NS", help="records about this namespace, those below it, and their cubes")
+    c.add_argument("-n", type=_count, metavar="COUNT", help="stop after this many records")
+    _range(c)
 
-    c = add("audit", audit.command, "who did what and when to a cube or in a namespace", keys=True, no_keys=True)
-    c.add_argument("dir", type=Path, metavar="DIR")
-    c.add_argument("subject", metavar="CUBE_OR_NAMESPACE")
+    c = add("audit", audit.command, "who did what, when and under which right, with before and after", keys=True, no_keys=True)
+    c.add_argument("source", metavar="SOURCE", help=SOURCE)
+    c.add_argument("subject", metavar="CUBE_OR_NAMESPACE", nargs="?", help="default: everything that the log holds")
+    c.add_argument("--format", choices=audit.FORMATS, default="table", help="a line per entry (default: table)")
+    _range(c)
 
-    c = add("verify", proof.verify, "chain, MACs, signatures, checkpoints, anchor, receipts", keys=True, no_keys=True)
-    c.add_argument("dir", type=Path, metavar="DIR", nargs="?")
+    c = add("verify", proof.verify, "chain, MACs, signatures, checkpoints, payloads, anchor, receipts", keys=True, no_keys=True)
+    c.add_argument("source", metavar="SOURCE", nargs="?", help=SOURCE)
     c.add_argument("--socket", type=Path, help="ask a running kernel instead")
     c.add_argument("--full", action="store_true", help="also decrypt everything, replay, and compare with the view")
     c.add_argument("--receipt", type=Path, metavar="FILE", help="check that an erasure happened and holds")
     c.add_argument("--public-key", metavar="HEX", help="the log's public key, from a source that you trust")
     c.add_argument("--anchor", type=Path, metavar="FILE", help="a signed checkpoint that was kept elsewhere")
+    c.add_argument("--report", type=Path, metavar="FILE", help="write what was found to a file, signed when the key is there")
+    c.add_argument("--check-report", type=Path, metavar="FILE", help="check such a file instead; needs --public-key")
 
     c = add(
         "check", repair.command, "how far the log is good and whether the view agrees; mends on demand", keys=True, no_keys=True
@@ -86,27 +106,44 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--yes", action="store_true", help="do not ask")
 
     c = add("replay", rewind.command, "the log up to a point, and its view, in a new directory", keys=True, no_keys=True)
-    c.add_argument("dir", type=Path, metavar="DIR")
-    c.add_argument("--to", required=True, metavar="OFFSET|TIME", help="the last record to keep")
+    c.add_argument("source", metavar="SOURCE", help=SOURCE)
+    c.add_argument("--to", required=True, metavar="POINT", help=f"the last record to keep: {POINT}")
     c.add_argument("--into", required=True, type=Path, metavar="NEWDIR")
-    c.add_argument("--keys", action="store_true", help="with a key store of its own, so that memosd --read-only serves it")
+    c.add_argument(
+        "--keys", action="store_true", help="fail without a master key: the new directory must be one that memosd serves"
+    )
 
     c = add("diff", statediff.diff, "how the states at two points differ")
-    c.add_argument("a", metavar="A", help="DIR, DIR@OFFSET or DIR@TIME")
+    c.add_argument("a", metavar="A", help="SOURCE or SOURCE@POINT")
     c.add_argument("b", metavar="B")
 
     c = add("digest", statediff.digest, "the state digest, by replaying the log")
-    c.add_argument("source", metavar="DIR", help="DIR, DIR@OFFSET or DIR@TIME")
-    c.add_argument("--at", metavar="OFFSET|TIME")
+    c.add_argument("source", metavar="SOURCE", help="SOURCE or SOURCE@POINT")
+    c.add_argument("--at", metavar="POINT", help=POINT)
+
+    c = add("bisect", bisect.command, "the first record after which a command says yes to the state", keys=True, no_keys=True)
+    c.add_argument("source", metavar="SOURCE", help=SOURCE)
+    c.add_argument(
+        "--cmd", required=True, metavar="COMMAND", help="exit status 0: yes; 125, 126, 127 or above: give up; else: no"
+    )
+    _range(c)
 
     c = add("snapshot", _snapshot, "have a running kernel write a snapshot")
     c.add_argument("--socket", type=Path, required=True)
 
     c = add("anchor", proof.anchor, "export the newest signed checkpoint, or check the log against an exported one")
-    c.add_argument("dir", type=Path, metavar="DIR")
+    c.add_argument("source", metavar="SOURCE", help=SOURCE)
     which = c.add_mutually_exclusive_group()
     which.add_argument("--out", type=Path, metavar="FILE")
     which.add_argument("--check", type=Path, metavar="FILE")
+
+    c = add("prove", prove.command, "make a proof of one version that anyone can check, or check one", keys=True, no_keys=True)
+    c.add_argument("source", metavar="SOURCE", nargs="?", help=SOURCE)
+    c.add_argument("subject", metavar="CUBE@VERSION", nargs="?")
+    c.add_argument("--out", type=Path, metavar="FILE")
+    c.add_argument("--reveal", action="store_true", help="with the content, which the log's key then signs for")
+    c.add_argument("--check", type=Path, metavar="FILE", help="check a proof instead; needs --public-key and nothing else")
+    c.add_argument("--public-key", metavar="HEX", help="the log's public key, from a source that you trust")
 
     c = add("rekey", rekey.command, "rewrap all keys under a new master key", keys=True)
     c.add_argument("dir", type=Path, metavar="DIR")
@@ -118,6 +155,11 @@ def parser() -> argparse.ArgumentParser:
 
     add("bench", None, "measure a kernel: `memctl bench --help`")
     return p
+
+
+def _range(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--from", dest="first", metavar="POINT", help="the first record to look at")
+    command.add_argument("--to", dest="last", metavar="POINT", help="the last record to look at")
 
 
 def _count(text: str) -> int:

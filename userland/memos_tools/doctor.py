@@ -17,8 +17,8 @@ from typing import Final, Literal, NamedTuple
 
 from memos_drivers.stores.base import VIEW
 from memos_kernel.events import Damaged
+from memos_kernel.offline import Offline
 from memos_kernel.state import SCHEMA, View
-from memos_kernel.verify import Offline
 from memos_syscalls import limits
 from memos_syscalls.errors import MemError
 

@@ -2,27 +2,28 @@
 
 `FIELDS` names the fields of every event of the catalogue (a test compares it with `events.EVENTS`). Ids of cubes are shown
 as callers write them, other ids and digests in hexadecimal. Private parts and contents are decrypted when the master key is
-there; erased ones say so.
+there; erased ones say so. A frame that cannot be read ends a command with its offset.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from memos_drivers.stores.base import VIEW
 from memos_kernel import events as ev
+from memos_kernel.eventlog.base import EventLog
 from memos_kernel.events import Damaged, Slot
 from memos_kernel.governance import text_id
+from memos_kernel.offline import Offline
 from memos_kernel.private import Private
 from memos_kernel.state import View
 from memos_kernel.upcast import current
 from memos_kernel.vault import Vault
-from memos_kernel.verify import Offline
 from memos_syscalls.errors import MemError
 from memos_syscalls.table import BY_NUMBER
 
@@ -157,16 +158,17 @@ def opened_content(event: ev.Event, view: View, vault: Vault) -> str | bytes | N
 
 
 def tail(arguments: argparse.Namespace, out: Output) -> int:
-    path: Path = arguments.dir
+    source: str = arguments.source
     keys = Keys(arguments.key_file, True)
-    with offline.opened(path, keys) as found:
+    with offline.opened(source, keys) as found, damage_named(found.log, source):
         first = max(0, offline.head(found.log) - arguments.n + 1)
         at = _print_from(found, first, out)
+        path = found.path
     while arguments.follow:
         mark = _mark(path)
         while _mark(path) == mark:
             time.sleep(FOLLOW_SECONDS)
-        with offline.opened(path, keys) as found:
+        with offline.opened(source, keys) as found, damage_named(found.log, source):
             at = _print_from(found, at, out)
     return GOOD
 
@@ -186,7 +188,7 @@ def _mark(path: Path) -> tuple[tuple[str, int], ...]:
 def _print_from(found: Offline, seq: int, out: Output) -> int:
     """Print records from `seq` on; the offset that comes next."""
     rows: list[tuple[str, ...]] = []
-    for item in _read(offline.walk(found.log, seq), seq):
+    for item in offline.walk(found.log, seq):
         record = current(item.record())
         if out.json:
             out.show(described(item))
@@ -199,39 +201,72 @@ def _print_from(found: Offline, seq: int, out: Output) -> int:
     return seq
 
 
-def _read(items: Iterator[Item], seq: int) -> Iterator[Item]:
+@contextlib.contextmanager
+def damage_named(log: EventLog, source: str) -> Generator[None]:
+    """Whatever turns out to be damaged inside ends the command with the offset of the first frame that cannot be read."""
     try:
-        for item in items:
-            yield item
-            seq = item.seq + 1
+        yield
     except Damaged as error:
-        raise Trouble(f"the frame at offset {seq} cannot be read ({error}); run `memctl check` on the directory") from error
+        at = first_unreadable(log)
+        where = f"the log cannot be read at offset {at}" if at is not None else "stored bytes are damaged"
+        raise Trouble(f"{where}: {error}; `memctl check {source}` says how far it is good") from error
+
+
+def first_unreadable(log: EventLog) -> int | None:
+    """Offset of the first record whose bytes do not decode; None when all do."""
+    seq = 0
+    try:
+        for item in offline.walk(log):
+            current(item.record())
+            seq = item.seq + 1
+    except Damaged:
+        return seq
+    return None
+
+
+def span(log: EventLog, first: str | None, last: str | None) -> tuple[int, int]:
+    """The offsets that `--from` and `--to` name; the whole log without them."""
+    newest = offline.head(log)
+    if newest < 0:
+        raise Trouble("the log holds no record; name the directory of a kernel that has run")
+    low = 0 if first is None else offline.resolve(log, first)
+    high = newest if last is None else offline.resolve(log, last)
+    if low > high:
+        raise Trouble(f"--from is offset {low} and --to is offset {high}; --from must not be the later one")
+    return low, high
 
 
 def show(arguments: argparse.Namespace, out: Output) -> int:
-    with offline.opened(arguments.dir, Keys(arguments.key_file, arguments.no_keys)) as found:
-        seq = offline.resolve(found.log, arguments.offset)
-        items = deque(_read(iter(one for one in [offline.item_at(found.log, seq)] if one), seq))
-        if not items:
-            raise Trouble(f"the log does not hold offset {seq}; run `memctl check {arguments.dir}` to see what is missing")
-        item = items[0]
-        data = described(item)
-        view = View(found.store.live(VIEW))
-        events = current(item.record()).events
-        if found.vault is not None:
-            for event, shown in zip(events, data["events"], strict=True):
-                if event.private is not None:
-                    private = opened_private(event, view, found.vault)
-                    shown["private"] = private if not isinstance(private, Private) else private_fields(private)
-                content = opened_content(event, view, found.vault)
-                if content is not None:
-                    shown["content"] = content
-        out.show(data, *_blocks(data))
+    source: str = arguments.source
+    keys = Keys(arguments.key_file, arguments.no_keys)
+    with offline.opened(source, keys) as found, damage_named(found.log, source):
+        seq = offline.resolve(found.log, arguments.point)
+        item = offline.item_at(found.log, seq)
+        if item is None:
+            raise Trouble(f"the log does not hold offset {seq}; run `memctl check {source}` to see what is missing")
+        data = revealed(item, found)
+        out.show(data, *record_blocks(data))
         mac = found.keys is None or ev.frame_mac_ok(found.keys.frame_mac, next(iter(found.log.frames(seq))))
     if not mac:
         out.show({"problem": "mac"}, Line("the MAC of this record's frame is wrong: run `memctl verify`", "bold red"))
         return BAD
     return GOOD
+
+
+def revealed(item: Item, found: Offline) -> dict[str, Any]:
+    """A record's envelope and fields, decrypted when the key is there."""
+    data = described(item)
+    if found.vault is None:
+        return data
+    view = View(found.store.live(VIEW))
+    for event, fields in zip(current(item.record()).events, data["events"], strict=True):
+        if event.private is not None:
+            private = opened_private(event, view, found.vault)
+            fields["private"] = private if not isinstance(private, Private) else private_fields(private)
+        content = opened_content(event, view, found.vault)
+        if content is not None:
+            fields["content"] = content
+    return data
 
 
 def described(item: Item) -> dict[str, Any]:
@@ -267,12 +302,21 @@ def private_fields(private: Private) -> dict[str, Any]:
     return shown
 
 
-def _blocks(data: dict[str, Any]) -> list[Block]:
-    envelope = [(name, _text(value)) for name, value in data.items() if name != "events" and value is not None]
+def record_blocks(data: dict[str, Any]) -> list[Block]:
+    """What `revealed` gives, for people: a table of the envelope, then one for each event."""
+    envelope, *events = sections(data)
     blocks: list[Block] = [Rows(("field", "value"), envelope)]
+    for event in events:
+        blocks.append(Line(event[0][1], "bold"))
+        blocks.append(Rows(("field", "value"), event[1:]))
+    return blocks
+
+
+def sections(data: dict[str, Any]) -> Iterator[list[tuple[str, str]]]:
+    """The envelope's fields and values as text, then those of each event; the first of an event is its name."""
+    yield [(name, _text(value)) for name, value in data.items() if name != "events" and value is not None]
     for event in data["events"]:
-        blocks.append(Line(event["event"], "bold"))
-        flat = [(name, value) for name, value in event.items() if name not in ("event", "private", "content")]
+        flat = [(name, value) for name, value in event.items() if name not in ("private", "content")]
         private = event.get("private")
         if isinstance(private, dict):
             flat += [(f"private.{name}", value) for name, value in private.items()]
@@ -280,8 +324,7 @@ def _blocks(data: dict[str, Any]) -> list[Block]:
             flat.append(("private", private))
         if "content" in event:
             flat.append(("content", event["content"]))
-        blocks.append(Rows(("field", "value"), [(name, _text(value)) for name, value in flat if value is not None]))
-    return blocks
+        yield [(name, _text(value)) for name, value in flat if value is not None]
 
 
 def _text(value: Any) -> str:

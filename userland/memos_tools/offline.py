@@ -1,8 +1,10 @@
-"""A data directory as memctl sees it: opened read-only beside a kernel, or taken for itself when none runs.
+"""A log as memctl sees it: a directory opened read-only beside a kernel, or taken for itself when none runs, a topic, a kernel.
 
-- `opened` never writes and needs no lock; a live directory is seen as of the moment it was opened.
+- A source is a data directory, `kafka://HOST:PORT/TOPIC`, or the Unix socket of a running kernel, which says where its log is.
+- `opened` never writes and needs no lock; a live directory is seen as of the moment it was opened, and so is a topic.
 - `taken` holds the single-writer lock, so no kernel can start meanwhile; it refuses while one runs.
-- A point is an offset, or an RFC 3339 time: then the last record with a time at or before it.
+- A point is an offset, an RFC 3339 time (then the last record with a time at or before it), or the beginning of a record's
+  hash: at least 8 hexadecimal digits with a letter among them, or `hash:` and any 8.
 - `walk` trusts nothing that it reads but does not verify either: hashes follow from each frame's own `prev_hash`.
 """
 
@@ -12,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,12 +25,15 @@ from memos_drivers.stores.rocks import RocksStore
 from memos_kernel import crypto, masterkey
 from memos_kernel import events as ev
 from memos_kernel.chain import LogKeys
+from memos_kernel.config import BadConfig, kafka_settings
 from memos_kernel.eventlog.base import EventLog
 from memos_kernel.eventlog.embedded import EmbeddedLog
+from memos_kernel.eventlog.link import SCHEME
 from memos_kernel.events import Damaged
 from memos_kernel.keystore import KeyStore, WrongKey, lock_directory
+from memos_kernel.offline import Offline, open_offline
 from memos_kernel.state import Tables, View
-from memos_kernel.verify import Offline, Progress, open_offline, replay
+from memos_kernel.verify import Progress, replay
 from memos_syscalls import messages as m
 
 from .output import Trouble
@@ -37,6 +43,8 @@ OPEN_TRIES: Final = 3
 """A live kernel may delete a file while it is being opened."""
 _FINE: Final = re.compile(r"(.*\.\d{6})(\d{1,3})(Z|[+-]\d\d:\d\d)")
 """RFC 3339 with more digits than microseconds, as memctl prints it."""
+_HEXADECIMAL: Final = re.compile(r"[0-9]*[a-f][0-9a-f]*")
+"""Hexadecimal digits with a letter among them: no offset and no time, so the beginning of a record's hash."""
 
 
 class Keys(NamedTuple):
@@ -79,37 +87,89 @@ def _environment_kept() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, keys: Keys = Keys(), *, need_key: bool = False) -> Generator[Offline]:  # noqa: B008  # A constant.
-    """A data directory, read-only."""
-    with _open(path, keys, need_key) as found:
+def opened(
+    source: str | Path, keys: Keys = Keys(), *, need_key: bool = False, public_key: bytes | None = None,  # noqa: B008  # A constant.
+) -> Generator[Offline]:  # fmt: skip
+    """A source, to be read. `public_key` is the log's, from somebody the caller trusts, for a topic without the keys."""
+    with _open(str(source), keys, need_key, public_key) as found:
         yield found
 
 
-def _open(path: Path, keys: Keys, need_key: bool) -> Offline:
-    check_directory(path)
+def _open(source: str, keys: Keys, need_key: bool, public_key: bytes | None) -> Offline:
+    if is_socket(source):
+        source = _log_of(Path(source))
     with _environment_kept():
-        key_file = keys.file
-        if keys.none:
-            if need_key:
-                raise Trouble("this needs the keys; leave out --no-keys")
-            os.environ.pop(masterkey.VARIABLE, None)
-            key_file = path / "no-key"
-        elif key_file is not None and not key_file.exists():
-            raise Trouble(f"the key file {key_file} does not exist; --key-file names the file that memosd uses")
-        elif not (path / "keys" / "slots").exists() and not need_key:
-            # A snapshot or a replay without keys: there is nothing that a master key could open.
-            key_file = path / "no-key"
-            os.environ.pop(masterkey.VARIABLE, None)
-        for left in reversed(range(OPEN_TRIES)):
-            try:
-                return open_offline(path, key_file, need_key)
-            except (masterkey.NoKey, WrongKey) as error:
-                raise Trouble(f"{error}; or pass --no-keys to see what is public") from error
-            except Damaged as error:
-                raise Trouble(f"the key store cannot be read: {error}; or pass --no-keys") from error
-            except OSError as error:
-                if left == 0:
-                    raise Trouble(f"cannot open {path}: {error}; if a kernel writes there, try again") from error
+        if source.startswith(SCHEME):
+            return _open_topic(source, keys, need_key, public_key)
+        return _open_directory(Path(source), keys, need_key)
+
+
+def is_socket(source: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(source).st_mode)
+    except OSError:
+        return False
+
+
+def _log_of(socket: Path) -> str:
+    """Where a running kernel's log is."""
+    from memos_client import Kernel
+
+    with Kernel.connect(socket) as kernel:
+        log = kernel.sys_info().log
+    if log["kind"] == "kafka" and "brokers" in log:
+        return f"{SCHEME}{log['brokers']}/{log['topic']}"
+    if "data_dir" in log:
+        return str(log["data_dir"])
+    raise Trouble(f"the kernel at {socket} tells only its own user where its log is; name the directory or topic")
+
+
+def _open_topic(source: str, keys: Keys, need_key: bool, public_key: bytes | None) -> Offline:
+    try:
+        from memos_kernel import topicoffline
+    except ModuleNotFoundError as error:
+        raise Trouble(f"reading a topic needs {error.name}: install memos-kernel[kafka]") from error
+    if keys.none and need_key:
+        raise Trouble("this needs the keys; leave out --no-keys")
+    if keys.file is not None and not keys.file.exists():
+        raise Trouble(f"the key file {keys.file} does not exist; --key-file names the file that memosd uses")
+    given = os.environ.get("MEMOS_KAFKA_CONFIG")
+    try:
+        master = None if keys.none else topicoffline.master_key(keys.file)
+        if master is None and need_key:
+            raise Trouble(f"no master key for {source}: pass --key-file, or set {masterkey.VARIABLE}")
+        options = kafka_settings(Path(given)) if given else {}
+        return topicoffline.open_topic(source, options, master=master, public_key=public_key)
+    except WrongKey as error:
+        raise Trouble(f"{error}; or pass --no-keys to see what is public") from error
+    except (BadConfig, masterkey.NoKey, *topicoffline.TROUBLES) as error:
+        raise Trouble(str(error)) from error
+
+
+def _open_directory(path: Path, keys: Keys, need_key: bool) -> Offline:
+    check_directory(path)
+    key_file = keys.file
+    if keys.none:
+        if need_key:
+            raise Trouble("this needs the keys; leave out --no-keys")
+        os.environ.pop(masterkey.VARIABLE, None)
+        key_file = path / "no-key"
+    elif key_file is not None and not key_file.exists():
+        raise Trouble(f"the key file {key_file} does not exist; --key-file names the file that memosd uses")
+    elif not (path / "keys" / "slots").exists() and not need_key:
+        # A snapshot, a mirror or a replay without keys: there is nothing that a master key could open.
+        key_file = path / "no-key"
+        os.environ.pop(masterkey.VARIABLE, None)
+    for left in reversed(range(OPEN_TRIES)):
+        try:
+            return open_offline(path, key_file, need_key)
+        except (masterkey.NoKey, WrongKey) as error:
+            raise Trouble(f"{error}; or pass --no-keys to see what is public") from error
+        except Damaged as error:
+            raise Trouble(f"the key store cannot be read: {error}; or pass --no-keys") from error
+        except OSError as error:
+            if left == 0:
+                raise Trouble(f"cannot open {path}: {error}; if a kernel writes there, try again") from error
     raise AssertionError("the last try returns or raises")
 
 
@@ -237,22 +297,36 @@ def nanoseconds(text: str) -> int:
 def resolve(log: EventLog, point: str) -> int:
     """The offset that a point names."""
     newest = head(log)
-    if point.isdigit():
+    if point.isascii() and point.isdigit():
         if int(point) > newest:
             raise Trouble(f"offset {point} is beyond the head, {newest}; name one from 0 to {newest}")
         return int(point)
-    seq = log.seq_at(nanoseconds(point))
+    if point.startswith("hash:") or _HEXADECIMAL.fullmatch(point.lower()):
+        digits = point.removeprefix("hash:").lower()
+        if not re.fullmatch(r"[0-9a-f]{8,64}", digits):
+            raise Trouble(f"{digits!r} is not the beginning of a record's hash; give 8 to 64 hexadecimal digits of it")
+        found = [item.seq for item in walk(log) if item.hash.hex().startswith(digits)]
+        if not found:
+            raise Trouble(f"no record's hash begins with {digits}; `memctl log show` and `memctl log tail --json` show them")
+        if len(found) > 1:
+            raise Trouble(f"the hashes of offsets {', '.join(map(str, found[:5]))} all begin with {digits}; give more digits")
+        return found[0]
+    try:
+        time = nanoseconds(point)
+    except Trouble as error:
+        raise Trouble(f"{error}; nor 8 hexadecimal digits or more of a record's hash") from error
+    seq = log.seq_at(time)
     if seq is None:
         raise Trouble(f"the log holds nothing from before {point}; its first record is younger")
     return seq
 
 
-def source_and_point(text: str) -> tuple[Path, str | None]:
-    """`DIR@POINT` or `DIR`. A directory whose own name holds an @ is taken whole."""
-    if Path(text).is_dir() or "@" not in text:
-        return Path(text), None
-    path, _, point = text.rpartition("@")
-    return Path(path), point
+def source_and_point(text: str) -> tuple[str, str | None]:
+    """`SOURCE@POINT` or `SOURCE`. A directory or socket whose own name holds an @ is taken whole."""
+    if Path(text).exists() or "@" not in text:
+        return text, None
+    source, _, point = text.rpartition("@")
+    return source, point
 
 
 # -- replaying ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""verify and anchor: proofs that a log is whole, that nothing was cut off its end, and that an erasure happened.
+"""verify and anchor: that a log is whole, that nothing was cut off its end, and that an erasure happened.
 
-- `verify` walks the log once; with the master key it also checks MACs, the log's own public key and the checkpoint that the
-  key store remembers. Without it, chain and signatures are checked against `--public-key`, or against the key that the log
-  itself names, which finds damage but not a log that somebody made anew from its first record.
+- `verify` walks the log once, and compares every ciphertext with what its record commits to; with the master key it also
+  checks MACs, the log's own public key and the checkpoint that the key store remembers. Without it, chain and signatures are
+  checked against `--public-key`, or against the key that the log itself names, which finds damage but not a log that somebody
+  made anew from its first record. `--report` keeps what it found in a file (report.py).
 - an *anchor* is the newest signed checkpoint as JSON, kept elsewhere: it finds a log that was cut back or rewritten.
 - a *receipt* is what mem_shred answered: signed by the log's key, it names a record; that record, the keys and the index
   segments are looked up.
@@ -17,18 +18,20 @@ import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from memos_drivers.stores.base import INDEX, VIEW
+from memos_drivers.stores.base import INDEX, PAYLOAD, VIEW
 from memos_kernel import crypto, lifecycle
 from memos_kernel import events as ev
 from memos_kernel.answers import Receipt, read_receipt, shredded_by
 from memos_kernel.eventlog.base import EventLog
 from memos_kernel.events import Checkpoint, Damaged, Slot, unpack
 from memos_kernel.governance import text_id
-from memos_kernel.keystore import KeyStore
+from memos_kernel.keystore import Keys as Keystore
+from memos_kernel.offline import Offline
 from memos_kernel.state import META_CHECKPOINT, View, decode_version
-from memos_kernel.verify import Offline, Problem, Progress, Report, verify_full, verify_log
+from memos_kernel.verify import Problem, Progress, Report, verify_full, verify_log
 
-from . import offline
+from . import offline, report
+from .commitments import Commitments
 from .offline import Keys
 from .output import BAD, GOOD, Output, Trouble
 from .render import Block, Line
@@ -56,28 +59,35 @@ class Wanted(NamedTuple):
     anchor: Anchor | None
     receipt: bytes | None
     full: bool
+    report: Path | None
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
 def verify(arguments: argparse.Namespace, out: Output) -> int:
+    if arguments.check_report is not None:
+        if arguments.public_key is None:
+            raise Trouble("--check-report needs --public-key HEX, from a source that you trust")
+        return report.check(arguments.check_report, _hex(arguments.public_key, 32, "--public-key"), out)
     if arguments.socket is not None:
+        if arguments.report is not None:
+            raise Trouble("a running kernel's answer is not a report; name its data directory instead of --socket")
         return _verify_live(arguments, out)
-    if arguments.dir is None:
+    if arguments.source is None:
         raise Trouble("name a data directory, or a kernel with --socket")
     given = _hex(arguments.public_key, 32, "--public-key") if arguments.public_key else None
     anchor = read_anchor(arguments.anchor) if arguments.anchor else None
     receipt = receipt_bytes(arguments.receipt) if arguments.receipt else None
-    keys = Keys(arguments.key_file, arguments.no_keys)
+    source, keys = arguments.source, Keys(arguments.key_file, arguments.no_keys)
     for left in reversed(range(RACE_TRIES)):
-        with offline.opened(arguments.dir, keys, need_key=arguments.full) as found:
+        with offline.opened(source, keys, need_key=arguments.full, public_key=given) as found:
             newest = found.keystore.newest_checkpoint if found.keystore else None
-            if newest is not None and newest.head_seq > offline_head(found) and offline.holder(arguments.dir) and left:
+            if newest is not None and newest.head_seq > offline_head(found) and offline.holder(found.path) and left:
                 # A live kernel signed it between our opening of the log and of the key store.
                 time.sleep(RACE_SECONDS)
                 continue
-            return _verify(found, Wanted(given, anchor, receipt, arguments.full), newest, out)
+            return _verify(found, Wanted(given, anchor, receipt, arguments.full, arguments.report), newest, out)
     raise AssertionError("the last try returns")
 
 
@@ -95,13 +105,16 @@ def _verify(found: Offline, wanted: Wanted, newest: Checkpoint | None, out: Outp
     extra: list[Problem] = []
     if given is not None and own is not None and given != own:
         extra.append(Problem(NOWHERE, "the key store's signing key is not the one given", "Ask who gave you the public key."))
+    commitments = Commitments(found.store.live(PAYLOAD))
     with out.progress("verifying", max(0, offline_head(found) + 1)) as progress:
         if wanted.full:
             assert found.keys is not None and found.vault is not None
-            report = verify_full(found.store, found.log, found.keys, found.vault, progress, anchor=newest)
+            result = verify_full(found.store, found.log, found.keys, found.vault, progress, anchor=newest, also=commitments.see)
         else:
             mac = found.keys.frame_mac if found.keys else None
-            report = verify_log(found.log, public_key=given or own, frame_mac=mac, anchor=newest, progress=progress)
+            result = verify_log(
+                found.log, public_key=given or own, frame_mac=mac, anchor=newest, progress=progress, also=commitments.see
+            )
     seconds = time.perf_counter() - began
     if wanted.anchor is not None:
         extra += anchor_problems(found.log, wanted.anchor)
@@ -110,14 +123,17 @@ def _verify(found: Offline, wanted: Wanted, newest: Checkpoint | None, out: Outp
     if wanted.receipt is not None:
         receipt, wrong = receipt_problems(found, wanted.receipt, given or own)
         extra += wrong
-    problems = [*report.problems, *extra]
+    known = {problem.offset for problem in result.problems}
+    extra += [problem for problem in commitments.problems if not wanted.full or problem.offset not in known]
+    problems = [*result.problems, *extra]
     data: dict[str, Any] = {
-        "ok": not problems, "records": report.records, "offset": report.offset, "head_hash": report.head_hash.hex(),
-        "checkpoints": report.checkpoints, "state_digest": report.digest.hex() if report.digest else None,
+        "ok": not problems, "records": result.records, "offset": result.offset, "head_hash": result.head_hash.hex(),
+        "claims": result.claims, "checkpoints": result.checkpoints, "digests": result.digests, "payloads": commitments.checked,
+        "state_digest": result.digest.hex() if result.digest else None,
         "macs_checked": found.keys is not None, "full": wanted.full, "seconds": round(seconds, 3),
         "problems": [problem._asdict() for problem in problems],
     }  # fmt: skip
-    blocks: list[Block] = [_verdict(report, problems, seconds)]
+    blocks: list[Block] = [_verdict(result, problems, seconds)]
     blocks += problem_lines(problems)
     if receipt is not None:
         data["receipt"] = {"offset": receipt.seq, "cubes": [text_id(cube_id) for cube_id in receipt.cubes]}
@@ -132,17 +148,33 @@ def _verify(found: Offline, wanted: Wanted, newest: Checkpoint | None, out: Outp
             blocks.append(
                 Line("signatures were checked against the key that the log itself names; pass --public-key", "yellow")
             )
+    if wanted.report is not None:
+        blocks.append(_write_report(found, wanted, data))
     out.show(data, *blocks)
     return BAD if problems else GOOD
 
 
-def _verdict(report: Report, problems: list[Problem], seconds: float) -> Line:
-    speed = f", {report.records / seconds:,.0f} records/s" if seconds > 1 else ""
+def _write_report(found: Offline, wanted: Wanted, data: dict[str, Any]) -> Line:
+    assert wanted.report is not None
+    about = {
+        "source": str(found.path), "anchor": wanted.anchor.checkpoint.head_seq if wanted.anchor else None,
+        "public_key_given": wanted.public_key.hex() if wanted.public_key else None,
+    }  # fmt: skip
+    log_id = found.keys.log_id if found.keys else View(found.store.live(VIEW)).get(b"mlog_id")
+    # No floats in anything that is signed.
+    report.write(wanted.report, {**about, **data, "seconds": str(data["seconds"])}, log_id, found.keys)
+    if found.keys is None:
+        return Line(f"report written to {wanted.report}, unsigned: that needs the master key (--key-file)", "yellow")
+    return Line(f"report written to {wanted.report}, signed by the log's key", "green")
+
+
+def _verdict(result: Report, problems: list[Problem], seconds: float) -> Line:
+    speed = f", {result.records / seconds:,.0f} records/s" if seconds > 1 else ""
     if not problems:
         return Line(
-            f"ok: {report.records} records, {report.checkpoints} signed checkpoints, head {report.offset}{speed}", "green"
+            f"ok: {result.records} records, {result.checkpoints} signed checkpoints, head {result.offset}{speed}", "green"
         )
-    where = f"good up to offset {report.offset}" if report.problems else "the log itself is good"
+    where = f"good up to offset {result.offset}" if result.problems else "the log itself is good"
     return Line(f"NOT OK: {len(problems)} problems, {where}{speed}", "bold red")
 
 
@@ -245,7 +277,7 @@ def _remains(found: Offline, view: View, receipt: Receipt) -> list[Problem]:
     return problems
 
 
-def _holds_key(keystore: KeyStore, slot: Slot) -> bool:
+def _holds_key(keystore: Keystore, slot: Slot) -> bool:
     try:
         return keystore.key(slot) is not None
     except Damaged:
@@ -329,7 +361,7 @@ def anchor_problems(log: EventLog, anchor: Anchor, progress: Progress | None = N
 
 
 def anchor(arguments: argparse.Namespace, out: Output) -> int:
-    with offline.opened(arguments.dir, Keys(none=True)) as found:
+    with offline.opened(arguments.source, Keys(none=True)) as found:
         view = View(found.store.live(VIEW))
         if arguments.check is not None:
             kept = read_anchor(arguments.check)
@@ -343,7 +375,7 @@ def anchor(arguments: argparse.Namespace, out: Output) -> int:
         try:
             newest = newest_checkpoint(found.log, view)
         except Damaged as error:
-            raise Trouble(f"the log cannot be read: {error}; run `memctl check {arguments.dir}`") from error
+            raise Trouble(f"the log cannot be read: {error}; run `memctl check {arguments.source}`") from error
         log_id, public_key = view.get(b"mlog_id"), view.get(b"mpublic_key")
         if newest is None or log_id is None or public_key is None:
             raise Trouble(

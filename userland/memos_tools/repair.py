@@ -21,6 +21,7 @@ from memos_kernel import events as ev
 from memos_kernel.chain import LogKeys
 from memos_kernel.eventlog.base import EventLog
 from memos_kernel.events import Checkpoint, Damaged, Slot, unpack
+from memos_kernel.keystore import Keys as Keystore
 from memos_kernel.keystore import KeyStore
 from memos_kernel.state import View, decode_cube, u64
 from memos_kernel.verify import Problem, Report, verify_log
@@ -64,7 +65,7 @@ def command(arguments: argparse.Namespace, out: Output) -> int:
 # -- finding -----------------------------------------------------------------------------------------------------------
 
 
-def examine(store: Store, log: EventLog, keys: LogKeys | None, keystore: KeyStore | None, out: Output) -> Found:
+def examine(store: Store, log: EventLog, keys: LogKeys | None, keystore: Keystore | None, out: Output) -> Found:
     total = _head_or_zero(log) + 1
     anchor = keystore.newest_checkpoint if keystore else None
     mac = keys.frame_mac if keys else None

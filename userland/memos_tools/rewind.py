@@ -1,11 +1,14 @@
 """replay: the log up to a point, with the view that follows from it, in a new directory.
 
 - Frames are copied byte for byte; only a last frame that the point cuts in two is put together anew, which takes the key.
-- With `--keys` the new directory gets a key store of its own, in which only the keys that its records name are alive and
-  which remembers no newer checkpoint, so that `memosd --read-only` serves it. Erasing in one directory then does not erase in
-  the other: the command says so.
+- Rows go to the new directory as the records that make them do, so a log of any size takes the same memory.
+- With the master key the new directory gets a key store of its own, in which only the keys that its records name are alive
+  and which remembers no newer checkpoint, and a link to the master key's file: `memosd --read-only` serves it. Erasing in one
+  directory then does not erase in the other: the command says so. With `--no-keys`, only what is public can be read there.
 - What was erased since stays erased: its keys are gone in the original, too.
 - The directory appears under its name only when it is whole.
+
+`advance` takes a directory from any point to a later one; `bisect` goes through the past with it.
 """
 
 from __future__ import annotations
@@ -13,67 +16,88 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from memos_drivers.stores.base import LOG, PAYLOAD, VIEW, Batch
+from memos_drivers.stores.base import LOG, PAYLOAD, VIEW, Batch, Store
 from memos_drivers.stores.rocks import RocksStore
-from memos_kernel import crypto
+from memos_kernel import crypto, masterkey
 from memos_kernel import events as ev
-from memos_kernel.events import Damaged, Slot
+from memos_kernel.events import Checkpoint, Damaged, Slot, pack, unpack
 from memos_kernel.keystore import KeyStore, sync_directory
-from memos_kernel.state import decode_version, shown, u64
-from memos_kernel.verify import Offline, Progress
+from memos_kernel.offline import Offline
+from memos_kernel.reducer import apply
+from memos_kernel.state import DIGEST_BYTES, META_APPLIED, META_CHECKPOINT, Tables, View, decode_version, shown, u64
+from memos_kernel.upcast import current
+from memos_kernel.verify import Progress
+from memos_syscalls import limits
 
 from . import offline
-from .offline import Keys, Replayed
+from .logview import damage_named
+from .offline import Keys
 from .output import GOOD, Output, Trouble
 from .render import Block, Line, Rows
-from .repair import checkpoint_until, shortened, wind_back
+from .repair import wind_back
 
 PUTS_PER_BATCH: Final = 1024
+PROGRESS_EVERY: Final = 256
+
+
+class Reached(NamedTuple):
+    """How far a directory that is being made has come: its newest record, the chain's hash and the state digest there."""
+
+    seq: int = -1
+    hash: bytes = crypto.ZERO_HASH
+    digest: int = 0
+    time: int = 0
 
 
 def command(arguments: argparse.Namespace, out: Output) -> int:
     target: Path = arguments.into
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Trouble(f"{target} exists and is not empty; name a new directory")
-    with offline.opened(arguments.dir, Keys(arguments.key_file, arguments.no_keys), need_key=arguments.keys) as found:
+    if arguments.keys and arguments.no_keys:
+        raise Trouble("--keys and --no-keys exclude each other; leave out one of them")
+    source: str = arguments.source
+    keys = Keys(arguments.key_file, arguments.no_keys)
+    with offline.opened(source, keys, need_key=arguments.keys) as found, damage_named(found.log, source):
         point = offline.resolve(found.log, arguments.to)
+        if point < 0:
+            raise Trouble(f"the log in {source} holds no record; name the directory of a kernel that has run")
         _check_boundary(found, point)
+        with_keys = found.keystore is not None
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(mode=0o700, parents=True)
-            made = _build(found, point, partial, out)
-            if arguments.keys:
-                _copy_keys(found, arguments, made, partial)
+            made = _build(found, point, partial, arguments.key_file, out)
             sync_directory(partial)
             if target.exists():
                 target.rmdir()
             os.rename(partial, target)
             sync_directory(target.absolute().parent)
-        except Damaged as error:
-            raise Trouble(f"the log cannot be replayed: {error}; run `memctl check {arguments.dir}`") from error
         except OSError as error:
             raise Trouble(f"cannot write {target}: {error}; free some space or name another place") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     digest = shown(made.digest).hex()
-    data = {"offset": made.seq, "state_digest": digest, "into": str(target), "keys": arguments.keys}
+    data = {"offset": made.seq, "state_digest": digest, "into": str(target), "keys": with_keys}
     blocks: list[Block] = [
         Rows(("field", "value"), [("offset", str(made.seq)), ("state digest", digest), ("into", str(target))])
     ]
-    if arguments.keys:
-        key_file = arguments.key_file or arguments.dir / "master.key"
-        blocks.append(Line(f"serve it: memosd --read-only --data-dir {target} --master-key-file {key_file} --accept-clock"))
+    if with_keys:
+        old = time.time_ns() - made.time > limits.CLOCK_AHEAD_SECONDS_MAX * 10**9
+        blocks.append(Line(f"serve it: memosd --read-only --data-dir {target}" + (" --accept-clock" if old else "")))
         blocks.append(
             Line(
                 "it has keys of its own: what you erase in the original later stays readable here until you delete it", "yellow"
             )
         )
     else:
-        blocks.append(Line("it has no keys: memctl reads what is public; pass --keys to make one that memosd can serve", "dim"))
+        blocks.append(
+            Line("it has no keys: memctl reads what is public; memosd needs a replay made with the master key", "dim")
+        )
     out.show(data, *blocks)
     return GOOD
 
@@ -89,74 +113,99 @@ def _check_boundary(found: Offline, point: int) -> None:
         )
 
 
-def _build(found: Offline, point: int, directory: Path, out: Output) -> Replayed:
-    with out.progress("replaying", point + 1) as progress:
-        made = offline.replayed(found.log, point, progress)
+def _build(found: Offline, point: int, directory: Path, key_file: Path | None, out: Output) -> Reached:
     store = RocksStore(directory / "db")
     try:
-        with out.progress("writing", point + 1) as progress:
-            if _copy_frames(found, point, store, progress) != made.hash:
-                raise Damaged(f"the chain up to offset {point} is not the one that was replayed")
-        pending = Batch()
-        for family, rows in ((PAYLOAD, made.payloads), (VIEW, made.rows)):
-            for key, value in rows.data.items():
-                pending.put(family, key, value)
-                if family == VIEW and key[:1] == b"v":
-                    _copy_large(found, made, value, pending)
-                if len(pending.puts) >= PUTS_PER_BATCH:
-                    store.write(pending)
-                    pending = Batch()
-        store.write(pending)
+        with out.progress("replaying", point + 1) as progress:
+            made = advance(found, store, Reached(), point, progress)
         store.sync()
+        give_keys(found, key_file, View(store.live(VIEW)), made.seq, directory)
     finally:
         store.close()
     return made
 
 
-def _copy_frames(found: Offline, point: int, store: RocksStore, progress: Progress) -> bytes:
-    """Frames, times and claims up to the point; the hash that the copied chain ends with."""
-    hash_, next_seq, epoch = crypto.ZERO_HASH, 0, 0
-    for data in found.log.frames(0):
+def advance(found: Offline, store: Store, at: Reached, point: int, progress: Progress) -> Reached:
+    """Take a store whose log ends at `at` on to record `point`: frames, claims, rows and payloads. Raises `Damaged`.
+
+    A frame that the point cuts in two is put together anew. Without the key its MAC is of no key at all; who must not
+    leave such a frame behind checks the boundary first.
+    """
+    tables = Tables(store.live(VIEW), at.digest)
+    batch, epoch = Batch(), 0
+    for data in found.log.frames(at.seq + 1):
         frame = ev.decode_frame(data)
         if frame.first_seq > point:
             break
-        if frame.first_seq != next_seq or frame.prev_hash != hash_:
-            raise Damaged(f"the chain is broken at offset {next_seq}")
         if found.keys is not None and not ev.frame_mac_ok(found.keys.frame_mac, data):
-            raise Damaged(f"the frame at offset {next_seq} has a wrong MAC")
-        if frame.first_seq + len(frame.records) - 1 > point:
-            assert found.keys is not None, "the boundary was checked"
-            data = shortened(found.keys, frame, point)
-            frame = ev.decode_frame(data)
+            raise Damaged(f"the frame at offset {frame.first_seq} has a wrong MAC")
+        hash_, epoch = frame.prev_hash, frame.epoch
         for raw in frame.records:
+            record = ev.decode_record(raw)
+            if record.seq > point:
+                break
+            if record.seq == at.seq + 1:
+                if hash_ != at.hash:
+                    raise Damaged(f"the chain is broken at offset {record.seq}")
+                apply(tables, current(record))
+                at = Reached(record.seq, crypto.record_hash(hash_, raw), tables.digest, record.time)
+                if at.seq % PROGRESS_EVERY == 0:
+                    progress(at.seq + 1)
+            elif record.seq > at.seq:
+                raise Damaged(f"records {at.seq + 1} to {record.seq - 1} are missing")
             hash_ = crypto.record_hash(hash_, raw)
-        batch = Batch()
-        batch.put(LOG, b"f" + u64(next_seq), data)
-        batch.put(LOG, b"t" + u64(ev.decode_record(frame.records[0]).time), u64(next_seq))
-        store.write(batch)
-        next_seq, epoch = next_seq + len(frame.records), frame.epoch
-        progress(next_seq)
-    batch = Batch()
+        if frame.first_seq + len(frame.records) - 1 > point:
+            data = _cut(found, frame, point)
+        batch.put(LOG, b"f" + u64(frame.first_seq), data)
+        batch.put(LOG, b"t" + u64(ev.decode_record(frame.records[0]).time), u64(frame.first_seq))
+        digest = tables.digest.to_bytes(DIGEST_BYTES, "little")
+        tables.put(META_APPLIED, pack((at.seq, at.time, at.hash, digest, frame.epoch)))
+        if len(batch.puts) + len(tables.changes) >= PUTS_PER_BATCH:
+            _write(found, store, tables, batch)
+            batch = Batch()
     for data in found.log.claims():
         claim = ev.decode_claim(data)
         if claim.epoch <= epoch:
             batch.put(LOG, b"c" + u64(claim.epoch), data)
+    _write(found, store, tables, batch)
+    if at.seq < point:
+        raise Damaged(f"the log ends at offset {at.seq}, before {point}")
+    return at
+
+
+def _cut(found: Offline, frame: ev.Frame, point: int) -> bytes:
+    """The frame without its records after the point."""
+    records = frame.records[: point - frame.first_seq + 1]
+    mac_key = found.keys.frame_mac if found.keys is not None else b""
+    return ev.encode_frame(mac_key, frame.log_id, frame.epoch, frame.claim_id, frame.first_seq, frame.prev_hash, records)
+
+
+def _write(found: Offline, store: Store, tables: Tables, batch: Batch) -> None:
+    """What was made since the last batch, with the payloads that stand beside the log."""
+    changes, payloads = tables.take()
+    inline = {payload_id for payload_id, _sealed in payloads}
+    batch.puts += [(PAYLOAD, payload_id, sealed) for payload_id, sealed in payloads]
+    batch.puts += [(VIEW, key, value) for key, value in changes.items()]
+    have, source = store.live(PAYLOAD), found.store.live(PAYLOAD)
+    for key, row in changes.items():
+        if key[:1] != b"v" or row is None:
+            continue
+        payload_id = decode_version(row)[0].payload_id
+        if payload_id not in inline and have.get(payload_id) is None:
+            for piece_id, piece in source.scan(payload_id):
+                # By itself: one payload may be larger than everything else in the batch.
+                one = Batch()
+                one.put(PAYLOAD, piece_id, piece)
+                store.write(one)
     store.write(batch)
-    return hash_
+    tables.settle(changes)
 
 
-def _copy_large(found: Offline, made: Replayed, row: bytes, batch: Batch) -> None:
-    """Payloads that stand beside the log, not in it."""
-    version = decode_version(row)[0]
-    if made.payloads.get(version.payload_id) is None:
-        for key, value in found.store.live(PAYLOAD).scan(version.payload_id):
-            batch.put(PAYLOAD, key, value)
-
-
-def _copy_keys(found: Offline, arguments: argparse.Namespace, made: Replayed, directory: Path) -> None:
-    """A key store of the new directory's own: the same keys, as far as its records name them."""
-    assert found.keystore is not None, "keys were asked for"
-    master = offline.master_key(arguments.dir, Keys(arguments.key_file))
+def give_keys(found: Offline, key_file: Path | None, view: View, point: int, directory: Path) -> None:
+    """A key store of the new directory's own: the same keys, as far as its records name them. Nothing without the key."""
+    if found.keystore is None:
+        return
+    master = offline.master_key(found.path, Keys(key_file))
     keys = directory / "keys"
     keys.mkdir(mode=0o700)
     seed, secret = found.keystore.secrets()
@@ -166,9 +215,20 @@ def _copy_keys(found: Offline, arguments: argparse.Namespace, made: Replayed, di
         file.write(found.keystore.path.read_bytes())
     copy = KeyStore(keys, master)
     try:
-        wind_back(copy, checkpoint_until(found.log, made.seq), made.seq)
-        named = {Slot(int.from_bytes(k[1:9], "big"), int.from_bytes(k[9:], "big")) for k, _v in made.rows.scan(b"k")}
+        wind_back(copy, newest_checkpoint(found, view), point)
+        named = {Slot(int.from_bytes(k[1:9], "big"), int.from_bytes(k[9:], "big")) for k, _v in view.scan(b"k")}
         copy.destroy([slot for epoch in copy.epochs for slot in copy.live_slots(epoch) if slot not in named])
     finally:
         copy.close()
     sync_directory(keys)
+    if masterkey.VARIABLE not in os.environ:
+        # A link, not a copy: there is one master key to guard.
+        (directory / "master.key").symlink_to((key_file or found.path / "master.key").resolve())
+
+
+def newest_checkpoint(found: Offline, view: View) -> Checkpoint | None:
+    """The newest checkpoint at the point that a view stands at."""
+    row = view.get(META_CHECKPOINT)
+    item = offline.item_at(found.log, unpack(row)[0]) if row is not None else None
+    events = item.record().events if item is not None else []
+    return next((Checkpoint(*event.fields) for event in events if event.name == ev.CHECKPOINT), None)

@@ -67,6 +67,9 @@ class EventLog(Protocol):
     """A total order of frames."""
 
     kind: str
+    shared: bool
+    """Whether other kernels can reach it: then a claim may come some frames after the head that it knows, and may open an
+    epoch in which nothing was written."""
 
     def claims(self) -> Iterator[bytes]:
         """Claims that counted, in order of epoch."""

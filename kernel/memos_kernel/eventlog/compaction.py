@@ -21,7 +21,7 @@ from typing import Final
 from .topics import Erasure
 
 MS: Final = 1_000_000
-NUDGE_MS: Final = 2_000
+NUDGE_MS: Final = 3_000
 """How long after a file may be closed somebody appends, at the latest."""
 WORK_MS: Final = 5_000
 """What the cleaner gets for its work, and the broker's schedulers for their rounds."""

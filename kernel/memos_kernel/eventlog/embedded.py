@@ -18,6 +18,7 @@ class EmbeddedLog:
     """Frames in a store. The store's owner holds the single-writer lock."""
 
     kind = "embedded"
+    shared = False
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -72,6 +72,7 @@ class KafkaLog(EmbeddedLog):
     """The writer's, or a standby's, end of a topic. `close` it."""
 
     kind = "kafka"
+    shared = True
 
     def __init__(
         self, store: Store, link: Link, topic_id: str, keys: LogKeys, *, now: Callable[[], float] = boottime
@@ -166,7 +167,7 @@ class KafkaLog(EmbeddedLog):
 
     def _take_in(self, message: KafkaMessage) -> None:
         writer = self._writer
-        found = _message(message)
+        found = message_of(message)
         verdict = writer.arrived(found)
         self._position = found.offset + 1
         if isinstance(verdict.message, Claim | Frame) and verdict.counts:
@@ -280,7 +281,7 @@ class KafkaLog(EmbeddedLog):
             error_found = message.error()
             if error_found is None:
                 consumer.unassign()
-                return _message(message) if message.offset() == at.offset else None
+                return message_of(message) if message.offset() == at.offset else None
             if error_found.code() in _LOST or error_found.code() in _GONE:
                 return None
         return None
@@ -605,7 +606,7 @@ def owner_of(link: Link) -> bytes | None:
         reader.close()
 
 
-def _message(message: KafkaMessage) -> Message:
+def message_of(message: KafkaMessage) -> Message:
     offset, epoch = message.offset(), message.leader_epoch()
     assert offset is not None, "a message that was read has an offset"
     return Message(offset, -1 if epoch is None else epoch, message.value() or b"")

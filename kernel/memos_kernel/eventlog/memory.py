@@ -23,6 +23,7 @@ class MemoryLog:
     """Frames in a list; view changes go to the store once the frame is kept."""
 
     kind = "memory"
+    shared = False
 
     def __init__(self, store: Store) -> None:
         self._store = store

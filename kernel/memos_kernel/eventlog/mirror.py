@@ -23,11 +23,19 @@ from .. import crypto
 from ..events import Claim, Frame, decode_record, pack, unpack
 from ..state import u64
 from .counting import KNOWN_HEADS_MAX, Standing
+from .embedded import EmbeddedLog
 from .writer import Address
 
 _NEWEST: Final = b"z"
 _ORIGIN: Final = b"o"
 _POSITION: Final = b"p"
+
+
+class MirrorLog(EmbeddedLog):
+    """What was mirrored, read like any log; nothing is appended to it."""
+
+    kind = "kafka"
+    shared = True
 
 
 class Origin(NamedTuple):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
@@ -22,6 +22,7 @@ from .base import Ended, OutOfReach
 from .link import Link, log_
 
 UNCONFIRMED_BYTES_MAX: Final = 16 * limits.MIB
+AT_ONCE: Final = 1024
 PER_MESSAGE_BYTES: Final = 128
 """What a message costs beside its key and value, about."""
 POLL_SECONDS: Final = 0.1
@@ -78,43 +79,55 @@ class Appender:
 
     def send(self, key: bytes, value: bytes | None, receipt: Receipt) -> None:
         """Hand a message over; waits while too much is under way. Raises `Ended`."""
-        size = len(key) + len(value or b"") + PER_MESSAGE_BYTES
+        self._send([(key, value)], receipt)
+
+    def send_all(self, messages: Sequence[tuple[bytes, bytes | None]], receipt: Receipt) -> None:
+        """Hand small messages over, many at a time: several times faster than one by one. Raises `Ended`."""
+        for at in range(0, len(messages), AT_ONCE):
+            self._send(messages[at : at + AT_ONCE], receipt)
+
+    def _send(self, messages: Sequence[tuple[bytes, bytes | None]], receipt: Receipt) -> None:
+        size = sum(len(key) + len(value or b"") + PER_MESSAGE_BYTES for key, value in messages)
+        left = len(messages)
         with self._changed:
             while not self._why and self._under_way and self._under_way + size > self._max:
                 self._changed.wait()
             self._raise_if_ended()
             self._under_way += size
-            receipt.left += 1
+            receipt.left += left
             self._open.add(receipt)
 
         def delivered(error: KafkaError | None, message: Message) -> None:
+            # One thread runs these: ours, and after it the one that closes.
+            nonlocal left
+            if error is not None:
+                self._refused(error)
+                return
+            left -= 1
+            if left:
+                return
             with self._changed:
                 self._under_way -= size
-                if error is not None:
-                    self._refused(error)
-                    return
-                receipt.left -= 1
+                receipt.left -= len(messages)
                 receipt.at_ns = max(receipt.at_ns, message.timestamp()[1] * MS)
                 if receipt.left == 0:
                     self._open.discard(receipt)
                 if receipt.left == 0 or self._under_way <= self._max // 2:
                     self._changed.notify_all()
 
-        topic = self.topic
-        while True:
-            try:
-                self._producer.produce(topic, value, key, partition=0, on_delivery=delivered)
-                return
-            except BufferError:
-                # The client's own queue is full; the thread empties it.
-                with self._changed:
-                    self._raise_if_ended()
+        waiting: list[dict[str, Any]] = [{"key": key, "value": value} for key, value in messages]
+        while waiting:
+            self._producer.produce_batch(self.topic, waiting, partition=0, on_delivery=delivered)
+            waiting = [message for message in waiting if "_error" in message]
+            for message in waiting:
+                error: KafkaError = message.pop("_error")
+                if error.code() != KafkaError._QUEUE_FULL:
+                    self._refused(error)
+            with self._changed:
+                self._raise_if_ended()
+                if waiting:
+                    # The client's own queue is full; the thread empties it.
                     self._changed.wait(RETRY_SECONDS)
-            except KafkaException as error:
-                with self._changed:
-                    self._under_way -= size
-                    self._refused(error.args[0])
-                    self._raise_if_ended()
 
     def wait(self, receipt: Receipt | None = None, seconds: float | None = None) -> bool:
         """Return when these messages, or all that were sent before, are confirmed; false if `seconds` went by first.
@@ -143,8 +156,9 @@ class Appender:
         self._end(f"topic {self.topic} does not take a message: {error.str()}. Look at the broker, then start again")
 
     def _end(self, why: str) -> None:
-        self._why = self._why or why
-        self._changed.notify_all()
+        with self._changed:
+            self._why = self._why or why
+            self._changed.notify_all()
 
     def _raise_if_ended(self) -> None:
         if self._why:
@@ -152,8 +166,7 @@ class Appender:
 
     def close(self) -> None:
         """Give up what is not confirmed, and end who waits for it."""
-        with self._changed:
-            self._end(f"appending to topic {self.topic} was ended")
+        self._end(f"appending to topic {self.topic} was ended")
         self._thread.join()
         self._producer.purge()
         self._producer.flush(1)

@@ -318,11 +318,12 @@ class _Asking:
         new = [self._api.NewTopic(_name(self._link, role), 1, replicas, config=_settings(role, replicas)) for role in roles]
         answers = self._ask(lambda wait: self._client.create_topics(new, operation_timeout=wait, request_timeout=wait))
         for name, answer in answers.items():
-            # Another kernel that starts on this log may have been faster.
-            if isinstance(answer, KafkaError) and answer.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            if not isinstance(answer, KafkaError):
+                log_.info("made the topic %s", name)
+            elif answer.code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 error = self._refused(answer, f"create the topic {name}")
                 raise BadTopic(f"{error}\nOr let somebody who may make the topics:\n{commands}")
-            log_.info("made the topic %s", name)
+            # Else another kernel that starts on this log was faster.
 
     def made(self) -> dict[str, Topic]:
         """The topics just made: brokers hear of them one after another."""
