@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import dataclasses
 import grp
 import logging
 import os
@@ -36,7 +37,7 @@ from .eventlog.embedded import EmbeddedLog
 from .events import Damaged
 from .keystore import Keys, KeyStore, WrongKey, lock_directory, sync_directory
 from .recovery import Refused as Refused
-from .recovery import chain_at, check_clock, destroy_unnamed, opening, recover, redo_shreds, signer_of
+from .recovery import chain_at, check_clock, destroy_unnamed, elsewhere, moved, opening, recover, redo_shreds, signer_of
 from .segments import Segments
 from .server import Server
 from .snapshot import Snapshots
@@ -47,6 +48,7 @@ from .vault import Vault
 log_ = logging.getLogger("memos.boot")
 
 PR_SET_DUMPABLE: Final = 4
+TIDY_SECONDS: Final = 30
 
 
 class Paths(NamedTuple):
@@ -142,6 +144,12 @@ class Parts(NamedTuple):
     segment_keys: KeyStore
 
 
+def open_parts(config: Config) -> Parts:
+    """What the configuration names; the caller holds the directory's lock. Raises `Refused`."""
+    paths = Paths(config.data_dir)
+    return _open_topic(config, paths) if config.link is not None else _open_directory(config, paths)
+
+
 def _open_directory(config: Config, paths: Paths) -> Parts:
     """The embedded log: everything is in the directory."""
     keystore, segment_keys, fresh = open_keys(paths, config.key_path, read_only=config.read_only)
@@ -199,6 +207,11 @@ async def assemble(
     except (Ended, OutOfReach) as error:
         raise Refused(str(error)) from error
     check_clock(config, clock, head)
+    closed = None if config.take_over else elsewhere(View(store.live(VIEW)), keystore)
+    if closed is not None:
+        log_.warning("%s: it is opened read-only. To write here nevertheless, pass --take-over", closed)
+        if shared is None:
+            config, embed = dataclasses.replace(config, read_only=True), None
 
     # The epoch: above every one that the log, the claims and the key store know of. A shared log gives it when it is claimed.
     claims = [ev.decode_claim(data).epoch for data in log.claims()]
@@ -214,7 +227,8 @@ async def assemble(
         if shared is None:
             redo_shreds(view, log, keystore, segments)  # what was erased is erased before anyone asks
             destroy_unnamed(view, keystore)
-            keystore.update(epoch=epoch)
+            home = None if elsewhere(view, keystore) is None else os.urandom(crypto.ID_BYTES)
+            keystore.update(epoch=epoch, home_id=home)
 
     claim_id = os.urandom(crypto.ID_BYTES)
     effects = Effects(vault, segments, lambda: kernel.frozen_view(), embed, lambda: kernel.busy)
@@ -224,21 +238,25 @@ async def assemble(
         read_only=config.read_only or shared is not None, on_fatal=on_fatal,
         snapshots=Snapshots(store, config.data_dir / "snapshots"),
     )  # fmt: skip
+    kernel.closed = closed
     system.register(kernel)
     if shared is not None:
         await _succeed(config, kernel, shared, segments)
     elif not config.read_only:
         claim = signer_of(keys)(epoch, claim_id, head.hash, head.seq)
-        await kernel.start((epoch, claim), opening(keys, head.seq, claim))  # claim and epoch.opened are durable now
+        first = opening(keys, head.seq, claim) + moved(View(store.live(VIEW)), keystore)
+        await kernel.start((epoch, claim), first)  # claim and epoch.opened are durable now
     effects.start(kernel.durable.seq)  # indexes load while calls are answered already
     return kernel
 
 
 async def _succeed(config: Config, kernel: Kernel, log: SharedLog, segments: Segments) -> None:
     """Follow a log that others can reach, and take it over unless this is to be a standby."""
-    kernel.succession = Succession(kernel, log, segments, isolated_reads=config.reads_when_isolated)
+    kernel.succession = Succession(
+        kernel, log, segments, isolated_reads=config.reads_when_isolated, take_over=config.take_over
+    )
     log.follow()
-    if not config.standby:
+    if not config.standby and kernel.closed is None:
         try:
             await kernel.succession.promote()
         except (Ended, OutOfReach) as error:
@@ -261,8 +279,7 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
         group = grp.getgrnam(config.group).gr_gid if config.group else None
     except KeyError:
         raise Refused(f"there is no group {config.group!r} on this machine; name one that exists with --group") from None
-    parts = _open_topic(config, paths) if config.link is not None else _open_directory(config, paths)
-    store, log, keystore, segment_keys = parts
+    store, log, keystore, segment_keys = open_parts(config)
     kernel = await assemble(
         config, store=store, log=log, keystore=keystore, segment_keys=segment_keys, clock=clock or RealClock(),
         on_fatal=on_fatal, embed=None if config.read_only else embedder(config),
@@ -279,7 +296,9 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     watch_disk()
     kernel.every(0.5, watch_disk)
     kernel.every(1, kernel.tick)
-    kernel.every(1, lambda: None if kernel.read_only else kernel.nudge())
+    if kernel.succession is not None:
+        kernel.every(1, lambda: None if kernel.read_only or kernel.log.away else kernel.tend_keys())
+        kernel.every(TIDY_SECONDS, lambda: None if kernel.read_only or kernel.log.away else kernel.tend_keys(tidy=True))
     config.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     server.listen()
     return Running(kernel, server, keystore, segment_keys, store, lock)

@@ -31,7 +31,7 @@ from .chain import Chain, LogKeys, Sealed
 from .clock import Clock
 from .decide import Decision
 from .effects import Effects
-from .eventlog.base import Append, Ended, EventLog, Renewed
+from .eventlog.base import Append, Ended, EventLog, OutOfReach, Renewed
 from .events import Checkpoint, Record, Slot, pack
 from .reducer import apply
 from .state import DIGEST_BYTES, META_APPLIED, Tables, View, shown
@@ -304,7 +304,7 @@ class Commits:
         for entry in (*self._under_way, *self._queue):
             if entry.turn is not None:
                 entry.turn.fail(unknown)
-        self.fatal("this kernel was replaced" if fenced else "the log is not what it was", Ended(why, fenced=fenced))
+        self.fatal("this kernel was replaced" if fenced else "the log cannot be written any more", Ended(why, fenced=fenced))
 
     def undecided(self, why: MemError) -> None:
         """What was decided on top of records that are lost must be asked again; whoever only waits for durable, has it."""
@@ -413,11 +413,17 @@ class Commits:
         gone_by = self.vault.keystore.gone_by(now)
         return None if gone_by is None else answers.Erasure(now, gone_by)
 
-    def nudge(self) -> None:
-        """Let copies of destroyed keys go away in time."""
+    def tend_keys(self, tidy: bool = False) -> None:
+        """Let copies of destroyed keys go away in time; with `tidy`, destroy again what others brought back."""
+        keystore = self.vault.keystore
 
         def work() -> None:
-            self.vault.keystore.nudge()
+            keystore.nudge()
+            if tidy:
+                try:
+                    keystore.tidy()
+                except OutOfReach as error:
+                    log_.warning("the key store was not looked through: %s", error)
 
         self.in_thread(work, self._key_store_written)
 

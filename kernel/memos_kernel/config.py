@@ -50,6 +50,7 @@ class Config:
     standby: bool = False
     no_create_topics: bool = False
     reads_when_isolated: bool = False
+    take_over: bool = False
 
     @property
     def link(self) -> Link | None:
@@ -87,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--disk-reserve-mb", type=int, help="free space below which writes are refused (default: 256)")
     p.add_argument("--read-only", action="store_true", default=None, help="serve what is there, append nothing")
     p.add_argument("--accept-clock", action="store_true", default=None, help="start although the clock disagrees with the log")
+    p.add_argument(
+        "--take-over", action="store_true", default=None, help="write to a copy of a log though its source may go on, too"
+    )
     p.add_argument("--rebuild-indexes", action="store_true", default=None, help="drop the search indexes and make them anew")
     p.add_argument("--log-level", choices=LOG_LEVELS)
     p.add_argument("--check", action="store_true", help="check the configuration and exit")
@@ -94,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 _PATHS = ("data_dir", "socket", "master_key_file", "kafka_config")
-_FLAGS = ("read_only", "accept_clock", "rebuild_indexes", "standby", "no_create_topics", "reads_when_isolated")
+_FLAGS = ("read_only", "accept_clock", "rebuild_indexes", "standby", "no_create_topics", "reads_when_isolated", "take_over")
 _SECRET = re.compile(r"password|passphrase|secret|credential|key\.pem$|oauthbearer\.config$|jaas", re.IGNORECASE)
 _EXTRA = "--log kafka:// needs the Kafka client: pip install 'memos-kernel[kafka]'"
 

@@ -88,6 +88,8 @@ class Kernel(Commits):
         )  # fmt: skip
         self.decisions = decisions
         self.read_only = read_only
+        self.closed: str | None = None
+        """Why this copy of the log may not be written, though its kernel was not started read-only."""
         self.snapshots = snapshots
         self.opener = ViewOpener(vault, self.tables)
         self.stats = {call.number: Histogram() for call in TABLE}
@@ -219,7 +221,8 @@ class Kernel(Commits):
             raise MemAgain(self.stopped)
         if self.read_only:
             standby = self.succession is not None and self.succession.standby
-            raise MemReadOnly("this kernel is a standby" if standby else "this kernel was started read-only")
+            why = "this kernel is a standby" if standby else "this kernel was started read-only"
+            raise MemReadOnly(self.closed or why)
         if self.disk_full and write.turn.syscall.name not in ("mem_free", "mem_shred"):
             raise MemNoSpace("the disk that holds the data directory is nearly full")
         write.contents = contents_of(write.request, mapped)

@@ -22,6 +22,7 @@ Fields of the events (all public):
 - cube.unmerged 1: fused_id, fused_version, [cube_id, …], slot|nil
 - namespace.forked 1: source, target, at_seq, number of cubes, args_hash
 - cubes.shredded 1: target_namespace|nil, [cube_id, …], [[old, new], …] (rebuilt), args_hash
+- log.moved 1: home_id of the copy that goes on
 
 payload is `[payload_id, content bytes, ciphertext digest, slot, inline ciphertext|nil]`, slot is `[epoch, n]`, lineage
 is `[[cube_id, version, role], …]` with role 0 = content, 1 = context. In cubes.shredded the list names cubes outside
@@ -48,10 +49,11 @@ MERGED: Final = "cube.merged"
 UNMERGED: Final = "cube.unmerged"
 FORKED: Final = "namespace.forked"
 SHREDDED: Final = "cubes.shredded"
+MOVED: Final = "log.moved"
 
 EVENTS: Final[dict[str, int]] = {
     GENESIS: 1, EPOCH_OPENED: 1, CHECKPOINT: 1, ALLOCATED: 1, WRITTEN: 1, STATE_CHANGED: 1, EXPIRED: 1, MERGED: 1,
-    UNMERGED: 1, FORKED: 1, SHREDDED: 1,
+    UNMERGED: 1, FORKED: 1, SHREDDED: 1, MOVED: 1,
 }  # fmt: skip
 """Event name → newest schema version."""
 

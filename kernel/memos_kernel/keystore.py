@@ -16,7 +16,8 @@ File `slots`: two headers of 8 KiB, then slots of 128 bytes:
 5. zeros to 128
 
 Header: SHA-256 of the rest ‖ u32 LE length ‖ MessagePack `[fmt, generation, log_id, wrapping_key_id, wrapped signing
-seed, wrapped log secret, last shred seq carried out, newest signed checkpoint|nil, highest epoch]`.
+seed, wrapped log secret, last shred seq carried out, newest signed checkpoint|nil, highest epoch, home_id|nil]`. The home_id
+says which copy of its log this is; a log that was never copied has none, and headers of older kernels lack the field.
 
 Index segments have keys in a second file of the same form, `segments`, with no header of its own use.
 """
@@ -26,7 +27,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -60,6 +61,7 @@ class Header(NamedTuple):
     shred_seq: int
     checkpoint: tuple[object, ...] | list[object] | None
     epoch: int
+    home_id: bytes | None = None
 
 
 class Keys(Protocol):
@@ -71,8 +73,9 @@ class Keys(Protocol):
     def secrets(self) -> tuple[bytes, bytes]: ...
 
     def update(
-        self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None
-    ) -> None: ...
+        self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None,
+        home_id: bytes | None = None,
+    ) -> None: ...  # fmt: skip
 
     @property
     def newest_checkpoint(self) -> Checkpoint | None: ...
@@ -101,6 +104,10 @@ class Keys(Protocol):
 
     def nudge(self) -> bool:
         """Do what makes copies of destroyed keys go away in time; to be called every second. Does not wait."""
+        ...
+
+    def tidy(self) -> None:
+        """Destroy again what others brought back; to be called every now and then, in a thread."""
         ...
 
     def close(self) -> None: ...
@@ -170,13 +177,17 @@ class KeyStore:
         except crypto.Undecryptable as error:
             raise WrongKey(f"the master key does not open {self.path}") from error
 
-    def update(self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None) -> None:
+    def update(
+        self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None,
+        home_id: bytes | None = None,
+    ) -> None:  # fmt: skip
         """Write the header again, durably."""
         self.header = self.header._replace(
             generation=self.header.generation + 1,
             shred_seq=self.header.shred_seq if shred_seq is None else shred_seq,
             checkpoint=self.header.checkpoint if checkpoint is None else tuple(checkpoint),
             epoch=self.header.epoch if epoch is None else epoch,
+            home_id=self.header.home_id if home_id is None else home_id,
         )
         os.pwrite(self._fd, pack_header(self.header), self.header.generation % 2 * HEADER_BYTES)
         os.fdatasync(self._fd)
@@ -223,6 +234,23 @@ class KeyStore:
         self._end = start + len(out)
         self._blocks[epoch, block] = start
         return keys
+
+    def adopt(self, keys: Iterable[tuple[Slot, bytes]]) -> None:
+        """Wrap and keep data keys of a log that is copied here. Slots beside them that nothing names count as destroyed."""
+        for slot, key in keys:
+            block = slot.n // limits.KEY_SLOTS_PER_BLOCK
+            if (slot.epoch, block) not in self._blocks:
+                first = block * limits.KEY_SLOTS_PER_BLOCK
+                numbers = range(first, first + limits.KEY_SLOTS_PER_BLOCK)
+                gone = [SLOT.pack(DESTROYED, crypto.FORMAT, slot.epoch, n, bytes(8), bytes(_WRAPPED)) for n in numbers]
+                os.pwrite(self._fd, b"".join(gone), self._end)
+                self._blocks[slot.epoch, block] = self._end
+                self._end += len(gone) * SLOT_BYTES
+            at = self._at(slot)
+            assert at is not None, "its block was just made"
+            wrapped = crypto.wrap(self._kek, os.urandom(crypto.NONCE_BYTES), key, self._slot_aad(slot))
+            os.pwrite(self._fd, SLOT.pack(LIVE, crypto.FORMAT, *slot, self.header.wrapping_key_id, wrapped), at)
+        os.fdatasync(self._fd)
 
     def _slot_aad(self, slot: Slot) -> bytes:
         return self._aad + slot.epoch.to_bytes(8, "big") + slot.n.to_bytes(8, "big")
@@ -277,6 +305,9 @@ class KeyStore:
 
     def nudge(self) -> bool:
         return False
+
+    def tidy(self) -> None:
+        """Nobody else writes here."""
 
     def close(self) -> None:
         os.close(self._fd)

@@ -2,6 +2,7 @@
 
 - `recover` checks the log's end, replays what the view lacks, and refuses a log that was cut back or exchanged
 - `redo_shreds` and `destroy_unnamed` finish what a crash left: erased is erased before anyone is served
+- `elsewhere` knows the copy of a log that may go on: the one whose home_id its newest log.moved record names
 - `opening` is what every epoch begins with
 
 Each refusal is a `Refused` whose message says what to do.
@@ -26,7 +27,7 @@ from .events import Event, pack
 from .keystore import Keys
 from .reducer import apply
 from .segments import Segments
-from .state import DIGEST_BYTES, META_APPLIED, META_CHECKPOINT, SCHEMA, Tables, View, u64
+from .state import DIGEST_BYTES, META_APPLIED, META_CHECKPOINT, META_HOME, SCHEMA, Tables, View, u64
 from .upcast import current
 
 log_ = logging.getLogger("memos.boot")
@@ -151,6 +152,19 @@ def _compare_with_anchor(keystore: Keys, log: EventLog, head: int) -> None:
         return
 
 
+def elsewhere(view: View, keystore: Keys) -> str | None:
+    """Why nothing may be appended to this copy of the log; None when it is the one that goes on.
+
+    A copy has a home_id of its own before it gets its first record; the source's last record names it.
+    """
+    home, mine = view.get(META_HOME), keystore.header.home_id
+    if home == mine:
+        return None
+    if home is not None and (mine is None or view.get(META_HOME + mine) is not None):
+        return f"this log moved to its copy {home.hex()} and is closed here"
+    return "this is a copy of a log that may still be written elsewhere: its source did not end with a record that names it"
+
+
 def check_clock(config: Config, clock: Clock, head: Head) -> None:
     behind = head.time - clock.now()
     if config.accept_clock or head.seq < 0:
@@ -222,3 +236,9 @@ def opening(keys: LogKeys, seq: int, claim: bytes) -> list[list[Event]]:
     """The first records of an epoch: genesis for a new log, and epoch.opened with the claim's hash."""
     opened = [Event(ev.EPOCH_OPENED, 1, [crypto.sha256(claim)])]
     return [_genesis(keys), opened] if seq < 0 else [opened]
+
+
+def moved(view: View, keystore: Keys) -> list[list[Event]]:
+    """The record by which an epoch takes the log over, as its key store already says; none where the log is at home."""
+    home = keystore.header.home_id
+    return [] if home is None or home == view.get(META_HOME) else [[Event(ev.MOVED, 1, [home])]]

@@ -14,7 +14,7 @@ from typing import Any, Final
 from . import crypto, lifecycle
 from . import events as ev
 from .events import Damaged, Event, Record, Slot, pack
-from .state import META_CHECKPOINT, Cube, Namespace, Tables, Version, cube_id_of, decode_cube, parts_of, u64
+from .state import META_CHECKPOINT, META_HOME, Cube, Namespace, Tables, Version, cube_id_of, decode_cube, parts_of, u64
 
 
 def apply(tables: Tables, record: Record) -> None:
@@ -256,6 +256,14 @@ def apply_genesis(tables: Tables, record: Record, event: Event) -> None:
     tables.put(b"mpublic_key", public_key)
 
 
+def apply_moved(tables: Tables, record: Record, event: Event) -> None:
+    (home_id,) = event.fields
+    if type(home_id) is not bytes or len(home_id) != crypto.ID_BYTES:
+        raise Damaged(f"record {record.seq} names a home that is none")
+    tables.put(META_HOME, home_id)
+    tables.put(META_HOME + home_id, u64(record.seq))
+
+
 def apply_nothing(tables: Tables, record: Record, event: Event) -> None:
     """Epochs are the log's business, not the state's."""
 
@@ -272,5 +280,6 @@ RULES: Final[dict[str, Callable[[Tables, Record, Event], None]]] = {
     ev.UNMERGED: apply_unmerged,
     ev.FORKED: apply_forked,
     ev.SHREDDED: apply_shredded,
+    ev.MOVED: apply_moved,
 }
 assert RULES.keys() == ev.EVENTS.keys(), "every event has a rule"

@@ -43,6 +43,8 @@ META_APPLIED: Final = b"mapplied"
 """`[seq, time, head hash, applied digest (512 bytes), epoch]` of the newest record in the view."""
 META_CHECKPOINT: Final = b"mcheckpoint"
 """`[seq of the record, hash]` of the newest checkpoint."""
+META_HOME: Final = b"mhome"
+"""home_id of the copy that the newest log.moved names; beside it a row for every one that was named, `mhome` home_id → seq."""
 
 
 class Cube(NamedTuple):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,7 @@ from . import events as ev
 from .commit import Durable, Entry, shred_slots
 from .eventlog.base import Ended, Opened, Renewed, SharedLog
 from .events import Record, pack
-from .recovery import Head, chain_at, destroy_unnamed, opening, recover, redo_shreds, signer_of
+from .recovery import Head, chain_at, destroy_unnamed, elsewhere, moved, opening, recover, redo_shreds, signer_of
 from .reducer import apply
 from .state import DIGEST_BYTES, META_APPLIED, View
 from .turn import Turn
@@ -46,12 +47,15 @@ UNSURE: Final = "the log does not answer, so this kernel cannot know whether ano
 
 
 class Succession:
-    def __init__(self, kernel: Kernel, log: SharedLog, segments: Segments, *, isolated_reads: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, log: SharedLog, segments: Segments, *, isolated_reads: bool, take_over: bool = False
+    ) -> None:
         self.kernel = kernel
         self.log = log
         self.standby = True
         self._segments = segments
         self._isolated_reads = isolated_reads
+        self._take_over = take_over
         self._scheduled = False
         self._asking = False
         self._unsure: deque[tuple[Turn, Callable[[], None]]] = deque()
@@ -145,6 +149,7 @@ class Succession:
             if not self.standby:
                 return
             kernel = self.kernel
+            self._see_that_it_is_here()
             sign = signer_of(kernel.keys)
             above = kernel.vault.keystore.highest_epoch
             opened = await asyncio.to_thread(self.log.open_epoch, above, sign)
@@ -163,13 +168,21 @@ class Succession:
         kernel = self.kernel
         keystore = kernel.vault.keystore
         self.log.catch_up()
-        keystore.refresh()
+        keystore.tidy()
         head = recover(kernel.store, self.log, kernel.keys, keystore, read_only=False)
         view = View(kernel.store.live(VIEW))
         redo_shreds(view, self.log, keystore, self._segments)
         destroy_unnamed(view, keystore, thorough=True)
-        keystore.update(epoch=opened.epoch)
+        self._see_that_it_is_here()
+        home = None if elsewhere(view, keystore) is None else os.urandom(crypto.ID_BYTES)
+        keystore.update(epoch=opened.epoch, home_id=home)
         return head
+
+    def _see_that_it_is_here(self) -> None:
+        """Before a claim, and again when nobody else can append any more: a log that moved is not written here."""
+        why = elsewhere(View(self.kernel.store.live(VIEW)), self.kernel.vault.keystore)
+        if why is not None and not self._take_over:
+            raise Ended(f"{why}. To write here nevertheless, start with --take-over")
 
     def _begin(self, head: Head, opened: Opened) -> None:
         """Go on from what is durable, in a new epoch."""
@@ -180,7 +193,8 @@ class Succession:
         kernel.vault.begin_epoch(opened.epoch)
         kernel.owners.clear()
         kernel.read_only = False
-        for events in opening(kernel.keys, head.seq, opened.claim):
+        first = opening(kernel.keys, head.seq, opened.claim) + moved(View(kernel.store.live(VIEW)), kernel.vault.keystore)
+        for events in first:
             kernel.append_own(events)
         kernel.refill()
 

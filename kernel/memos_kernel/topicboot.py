@@ -18,7 +18,7 @@ from .config import Config
 from .eventlog.base import Ended, OutOfReach
 from .eventlog.kafka import KafkaLog, owner_of
 from .eventlog.link import BadLink, Link
-from .eventlog.topics import BadTopic, Unreachable, ensure
+from .eventlog.topics import BadTopic, Erasure, Unreachable, ensure
 from .events import Damaged
 from .keystore import KeyStore, WrongKey, sync_directory
 from .recovery import Refused
@@ -35,7 +35,7 @@ def open_topic(config: Config, root: Path) -> tuple[RocksStore, KafkaLog, TopicK
     assert link is not None, "the configuration names a topic"
     try:
         ids = ensure(link, create=not config.no_create_topics)
-        master, keystore = _open_keys(config, link, root)
+        master, keystore = _open_keys(config, link, root, ids.erasure)
         log_id = keystore.header.log_id
         segment_keys = _segment_keys(root, master, log_id)
         store = RocksStore(root / "db")
@@ -47,7 +47,7 @@ def open_topic(config: Config, root: Path) -> tuple[RocksStore, KafkaLog, TopicK
     return store, log, keystore, segment_keys
 
 
-def _open_keys(config: Config, link: Link, root: Path) -> tuple[bytes, TopicKeys]:
+def _open_keys(config: Config, link: Link, root: Path, erasure: Erasure) -> tuple[bytes, TopicKeys]:
     """Master key and key store. A new log gets its root, and a master key if there is none."""
     log_id = owner_of(link)
     fresh = log_id is None and not (root / "db").exists()
@@ -61,12 +61,12 @@ def _open_keys(config: Config, link: Link, root: Path) -> tuple[bytes, TopicKeys
         master = masterkey.create(config.key_path)
         log_.info("made a master key at %s; keep a copy elsewhere, without it nothing can be read", config.key_path)
     try:
-        return master, TopicKeys(link, master, log_id=log_id)
+        return master, TopicKeys(link, master, log_id=log_id, erasure=erasure)
     except (NoRoot, ManyRoots):
         if log_id is not None:
             raise
         # Nobody has claimed the topic yet: whatever roots there are belong to kernels that did not come to it.
-        return master, TopicKeys(link, master, log_id=TopicKeys.create(link, master))
+        return master, TopicKeys(link, master, log_id=TopicKeys.create(link, master), erasure=erasure)
 
 
 def _segment_keys(root: Path, master: bytes, log_id: bytes) -> KeyStore:

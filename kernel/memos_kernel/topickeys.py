@@ -5,14 +5,16 @@ Messages, key → value:
 - `r` log_id → MessagePack `[fmt, log_id, wrapping_key_id, wrapped signing seed, wrapped log secret]`: the root. Kernels that
   begin at once make one each; the records topic decides whose log it is, so the caller names the log_id.
 - `h` log_id, epoch u64 BE → MessagePack `[fmt, generation, log_id, last shred seq carried out, newest signed checkpoint|nil,
-  epoch]` ‖ MAC under a subkey of the log secret: the header as that epoch's kernel knows it. The log_id is in the key because
-  a kernel that lost the race for an empty topic may write one before it knows.
+  epoch, home_id|nil]` ‖ MAC under a subkey of the log secret: the header as that epoch's kernel knows it; those of older kernels
+  lack the last field. The log_id is in the key because a kernel that lost the race for an empty topic may write one before it
+  knows.
 - `s` epoch u64 BE, n u64 BE → format u8, wrapping-key id, nonce ‖ wrapped key ‖ tag: a slot; AAD as in the flat file
 - a tombstone is a destroyed slot, or a header that a newer epoch's replaced
 
 Invariants:
 
-- what is known is the highest of what any header says: a paused kernel that wakes up winds nothing back
+- what is known is the highest of what any header says, and the home_id of the newest epoch's: a paused kernel that wakes up
+  winds nothing back
 - a slot, a header and a tombstone are confirmed by the broker before `prepare`, `update` and `destroy` return; they wait for
   as long as it takes, and `close` ends them with `Ended`
 - a key that appears after its tombstone is not alive; `revived` names it, to be destroyed again. A tombstone that was itself
@@ -38,8 +40,8 @@ from memos_syscalls import limits
 
 from . import crypto
 from .eventlog import compaction
-from .eventlog.base import OutOfReach
-from .eventlog.link import Link
+from .eventlog.base import Ended, OutOfReach
+from .eventlog.link import Link, log_
 from .eventlog.partition import MS, Appender, NoTopic, Reader, Receipt
 from .eventlog.topics import ERASE_MS_MAX, Erasure
 from .events import Checkpoint, Damaged, Slot, pack, unpack
@@ -59,6 +61,8 @@ ERASURE_DEFAULT: Final = Erasure(ERASE_MS_MAX, ERASE_MS_MAX, 600_000, 60_000, No
 _EPOCH_MAX: Final = 2**63
 _ROOT_FORM: Final = (int, bytes, bytes, bytes, bytes)
 _HEADER_FORM: Final = (int, int, bytes, int, int)
+_HEADER_FIELDS_OLD: Final = 6
+"""Of a header from before logs could move."""
 _CHECKPOINT_FORM: Final = (int, bytes, bytes, bytes, bytes, int, bytes)
 
 
@@ -123,6 +127,8 @@ class TopicKeys:
         self._header_key = b""
         self._public_key = b""
         self._header_epochs: set[int] = set()
+        self._home_from = (0, 0)
+        """Epoch and generation of the header that the home_id is from."""
         self.header = Header(crypto.FORMAT, 0, b"", self._key_id, b"", b"", -1, None, 0)
         self._nudge_at: float | None = None
         """When the file with the oldest tombstones that are still in an open one may be closed."""
@@ -270,12 +276,18 @@ class TopicKeys:
             self.strangers += 1
             return
         raw = unpack(body)
+        if type(raw) is not list or len(raw) not in (_HEADER_FIELDS_OLD, _HEADER_FIELDS_OLD + 1):
+            self.strangers += 1
+            return
         if tuple(type(raw[at]) for at in (0, 1, 2, 3, 5)) != _HEADER_FORM or raw[0] != crypto.FORMAT or raw[5] != epoch:
             self.strangers += 1
             return
         self._header_epochs.add(epoch)
         with self._lock:
             self._know(raw[1], raw[3], raw[4], epoch)
+            if len(raw) > _HEADER_FIELDS_OLD and (epoch, raw[1]) >= self._home_from:
+                self._home_from = epoch, raw[1]
+                self.header = self.header._replace(home_id=raw[6])
 
     def _know(self, generation: int, shred_seq: int, checkpoint: Any, epoch: int) -> None:
         """Add what a header says to what is known."""
@@ -337,11 +349,17 @@ class TopicKeys:
         assert self._root is not None
         return self._root.seed, self._root.secret
 
-    def update(self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None) -> None:
+    def update(
+        self, *, shred_seq: int | None = None, checkpoint: Checkpoint | None = None, epoch: int | None = None,
+        home_id: bytes | None = None,
+    ) -> None:  # fmt: skip
         """Write the header again; what is known only grows. A new epoch's header replaces those of older ones."""
         with self._lock:
             generation = self.header.generation + 1
             self._know(generation, -1 if shred_seq is None else shred_seq, checkpoint, 0 if epoch is None else epoch)
+            if home_id is not None:
+                self.header = self.header._replace(home_id=home_id)
+            self._home_from = self.header.epoch, generation
             receipt = self._send_header()
             mine = self.header.epoch
             older = [one for one in self._header_epochs if one < mine]
@@ -354,7 +372,9 @@ class TopicKeys:
 
     def _send_header(self) -> Receipt:
         header, receipt = self.header, Receipt()
-        body: bytes = pack((header.fmt, header.generation, header.log_id, header.shred_seq, header.checkpoint, header.epoch))
+        body: bytes = pack((
+            header.fmt, header.generation, header.log_id, header.shred_seq, header.checkpoint, header.epoch, header.home_id,
+        ))  # fmt: skip
         key = HEADER_KEY.pack(HEADER, header.log_id, header.epoch)
         self._appending().send(key, body + crypto.mac(self._header_key, body), receipt)
         self._header_epochs.add(header.epoch)
@@ -478,6 +498,14 @@ class TopicKeys:
         if self._nudge_at is None:
             self._nudge_at = self._nudge_until
 
+    def tidy(self) -> None:
+        """Destroy again what came back after its tombstone. Waits for the broker; to be called every now and then. Raises
+        `Ended` or `OutOfReach`."""
+        self.refresh()
+        if self.revived:
+            log_.warning("%d destroyed keys came back into topic %s; they go again", len(self.revived), self.link.keys)
+            self.destroy(list(self.revived))
+
     def nudge(self) -> bool:
         """Append the header again once a file with tombstones may be closed: Kafka closes it only then, and compacts only
         closed files. To be called every second; does not wait. Returns whether it appended. Raises `Ended`."""
@@ -513,7 +541,8 @@ class TopicKeys:
     def _appending(self) -> Appender:
         assert not self.read_only, "this key store was opened to be read"
         with self._lock:
-            assert not self._closed, "it was closed"
+            if self._closed:
+                raise Ended(f"the key store in topic {self.link.keys} was closed")
             if self._appender is None:
                 self._appender = Appender(self.link, self.link.keys)
             return self._appender

@@ -1,17 +1,21 @@
 """The embedded log: frames in a column family of the view's own database, so both change in one batch.
 
 Keys of the log family: `f` first_seq u64 → frame; `c` epoch u64 → claim; `t` time u64 → first_seq of the frame whose
-first record has that time. Durable when RocksDB's write-ahead log is flushed to the device.
+first record has that time; `s` in a log that was copied from a topic. Durable when RocksDB's write-ahead log is flushed to the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from memos_drivers.stores.base import LOG, PAYLOAD, Batch, Store
 
 from ..state import u64
 from .base import Append, last_at_or_before
+
+
+SHARED: Final = b"s"
 
 
 class EmbeddedLog:
@@ -23,6 +27,8 @@ class EmbeddedLog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._reader = store.live(LOG)
+        # Claims of a log that was on Kafka may come some frames after the head that they know.
+        self.shared = type(self).shared or self._reader.get(SHARED) is not None
 
     def claims(self) -> Iterator[bytes]:
         for _key, value in self._reader.scan(b"c"):

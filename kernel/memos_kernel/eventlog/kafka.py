@@ -39,6 +39,7 @@ from .link import Link
 from .mirror import Counted, Origin
 from .partition import Reader
 from .payloadtopic import PayloadTopic
+from .topics import id_now
 from .writer import ENDED, Address, Message, Sent, Writer
 
 log_ = logging.getLogger("memos.kafka")
@@ -57,6 +58,9 @@ QUEUE_MAX: Final = 4096
 FRESH_SECONDS: Final = 1.0
 """How old the proof may be that nobody has replaced us, when a read is answered."""
 AWAY_SECONDS: Final = 0.5
+ASK_SECONDS: Final = 2.0
+"""How long an append may take before a broker is asked whether the topic is still there, and between two such questions."""
+MISSING_TIMES: Final = 3
 _LOST: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION, KafkaError.OFFSET_OUT_OF_RANGE})
 _GONE: Final = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_ID,
@@ -124,6 +128,8 @@ class KafkaLog(EmbeddedLog):
         self._opened: Opened | None = None
         self._claims: dict[bytes, Opened] = {}
         self._begun = 0.0
+        self._asked_at = 0.0
+        self._missing = 0
         self._complaint = ""
 
     # -- reading the topic -------------------------------------------------------------------------------------------
@@ -507,10 +513,22 @@ class KafkaLog(EmbeddedLog):
                         self._changed.wait(CALM_SECONDS)
             if self._closing:
                 raise Ended("the kernel is stopping")
+            if self.now() > self._asked_at + ASK_SECONDS and self.now() > self._begun + ASK_SECONDS:
+                self._look_for_topic()
         self._keep_own(append)
         self._begun = 0.0
         if opened is not None and writer.claim_id != opened.claim_id:
             raise Renewed(self._won(), True, "the broker's answer was lost")
+
+    def _look_for_topic(self) -> None:
+        """A broker that is away comes back; a topic that was deleted does not. librdkafka waits for either."""
+        found = id_now(self.link)
+        self._asked_at = self.now()
+        self._missing = self._missing + 1 if found == "" else 0
+        if found and self._origin.topic_id and found != self._origin.topic_id:
+            self._break(f"the topic {self.link.topic} is another one now: it was deleted and made anew")
+        elif self._missing >= MISSING_TIMES:
+            self._break(f"the topic {self.link.topic} is gone: it was deleted")
 
     def _keep_own(self, append: Append) -> None:
         """Mirror and view, in one batch."""
@@ -525,6 +543,9 @@ class KafkaLog(EmbeddedLog):
     def _renew(self) -> None:
         """Claim again, because the fate of something that we sent is open."""
         log_.warning("a message of ours was not delivered (%s): the epoch is opened anew", self._writer.why)
+        self._look_for_topic()
+        if self._writer.phase in ENDED:
+            return
         self._new_producer()
         self._claim(0)
         self._wait(lambda: self._writer.sure or self._writer.phase not in ("claiming", "open"), START_SECONDS)

@@ -69,7 +69,7 @@ PROTOCOL: Final = frozenset({
 """Settings that carry the protocol; the log's own."""
 _SHARED: Final[dict[str, Any]] = {
     "reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 1000, "allow.auto.create.topics": False,
-    "topic.metadata.refresh.fast.interval.ms": 100, "socket.nagle.disable": True,
+    "topic.metadata.refresh.fast.interval.ms": 100, "topic.metadata.propagation.max.ms": 5000, "socket.nagle.disable": True,
 }  # fmt: skip
 _READING: Final[dict[str, Any]] = {
     "fetch.error.backoff.ms": 50, "queued.max.messages.kbytes": 16_384, "group.id": GROUP,

@@ -1,8 +1,9 @@
 """One partition of a topic that goes beside the log's own: append and be sure, read to the end and know that it is.
 
 - `Appender`: what was sent is tried until the broker has it, for ever; `wait` returns then, and not before. At most so many
-  bytes are under way, so that large things flow with little memory. Any thread may send and wait. A message that can never
-  be appended, and `close`, end every waiter with `Ended`.
+  bytes are under way, so that large things flow with little memory. Any thread may send and wait. What a broker refuses is
+  sent again in a while: a right that was taken away may come back. A topic that is gone, and `close`, end every waiter with
+  `Ended`. So messages may come twice, and out of order: keys make that harmless here.
 - `Reader`: hands out messages in order, those of foreign open transactions included. One thread at a time. A broker that
   does not answer is `OutOfReach`; a topic that is not there `NoTopic`; one that lost what was read `Ended`.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -27,6 +28,8 @@ PER_MESSAGE_BYTES: Final = 128
 """What a message costs beside its key and value, about."""
 POLL_SECONDS: Final = 0.1
 RETRY_SECONDS: Final = 0.05
+AGAIN_SECONDS: Final = 0.5
+"""How long what a broker refused waits until it is sent again."""
 SLICE_SECONDS: Final = 0.01
 """How long a batch waits to become full. librdkafka waits for that even when the first messages are there."""
 SILENCE_SECONDS: Final = 30.0
@@ -67,8 +70,13 @@ class Appender:
 
     def __init__(self, link: Link, topic: str, *, unconfirmed_bytes_max: int = UNCONFIRMED_BYTES_MAX) -> None:
         self.topic = topic
-        self._brokers = link.brokers
+        self._link = link
         self._producer = link.producer()
+        self._again: list[tuple[bytes, bytes | None, Callable[[KafkaError | None, Message], None]]] = []
+        """What a broker refused, to be sent again."""
+        self._broken = False
+        self._closing = False
+        self._told = ""
         self._max = unconfirmed_bytes_max
         self._changed = threading.Condition()
         self._under_way = 0
@@ -102,6 +110,8 @@ class Appender:
             nonlocal left
             if error is not None:
                 self._refused(error)
+                if not self._why:
+                    self._again.append((message.key() or b"", message.value(), delivered))
                 return
             left -= 1
             if left:
@@ -148,12 +158,33 @@ class Appender:
         return self._under_way > self._max // 2
 
     def _poll(self) -> None:
-        """The thread that runs delivery reports."""
+        """The thread that runs delivery reports, and sends again what was refused."""
+        again_at = 0.0
         while not self._why:
             self._producer.poll(POLL_SECONDS)
+            if not self._again:
+                again_at = time.monotonic() + AGAIN_SECONDS
+            elif time.monotonic() > again_at:
+                again, self._again = self._again, []
+                if self._broken:
+                    # A producer that gave up once takes nothing any more.
+                    self._producer, self._broken = self._link.producer(), False
+                for key, value, delivered in again:
+                    try:
+                        self._producer.produce(self.topic, value, key, partition=0, on_delivery=delivered)
+                    except (BufferError, KafkaException) as error:
+                        self._again.append((key, value, delivered))
+                        log_.debug("topic %s: %s", self.topic, error)
 
     def _refused(self, error: KafkaError) -> None:
-        self._end(f"topic {self.topic} does not take a message: {error.str()}. Look at the broker, then start again")
+        what = f"topic {self.topic} does not take a message: {error.str()}"
+        if error.code() in _NOT_THERE or self._closing:
+            self._end(f"{what}. Look at the broker, then start again")
+            return
+        self._broken = self._broken or error.fatal() or error.code() == KafkaError._FATAL
+        if what != self._told:
+            self._told = what
+            log_.warning("%s; it is sent again until it does", what)
 
     def _end(self, why: str) -> None:
         with self._changed:
@@ -166,6 +197,7 @@ class Appender:
 
     def close(self) -> None:
         """Give up what is not confirmed, and end who waits for it."""
+        self._closing = True
         self._end(f"appending to topic {self.topic} was ended")
         self._thread.join()
         self._producer.purge()

@@ -3,7 +3,7 @@
 - A key is a payload_id, or payload_id ‖ index u32 BE for a piece of a chunked payload. No key is used twice, so a piece
   never changes; the topic is compacted so that a tombstone removes an orphan.
 - `put` and `wait`: what was put is in the topic when `wait` returns, and only then may a record name it. At most 16 MiB are
-  under way.
+  under way. Any thread may do either; `close` ends them with `Ended`.
 - `read_on` reads from where the caller was to the end, with little memory whatever the topic holds.
 - Sizes, digests and whether anything names a piece are the caller's to check: everybody who may write the topic can put
   anything here.
@@ -11,9 +11,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from .base import Ended
 from .link import Link
 from .partition import Appender, Reader, Receipt
 
@@ -29,6 +31,7 @@ class PayloadTopic:
         self._link = link
         self._appender: Appender | None = None
         self._reader: Reader | None = None
+        self._lock = threading.Lock()
         self._closed = False
 
     def put(self, pieces: Iterable[tuple[bytes, bytes | None]]) -> None:
@@ -63,14 +66,17 @@ class PayloadTopic:
         return self._reader.next
 
     def _appending(self) -> Appender:
-        assert not self._closed, "it was closed"
-        if self._appender is None:
-            self._appender = Appender(self._link, self._link.payloads)
-        return self._appender
+        with self._lock:
+            if self._closed:
+                raise Ended(f"the topic {self._link.payloads} was closed")
+            if self._appender is None:
+                self._appender = Appender(self._link, self._link.payloads)
+            return self._appender
 
     def close(self) -> None:
         """End who waits, and read no more."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         for end in (self._appender, self._reader):
             if end is not None:
                 end.close()

@@ -137,6 +137,19 @@ def ensure(link: Link, *, create: bool = True, timeout: float = 30) -> TopicIds:
 # -- judging -------------------------------------------------------------------------------------------------------------
 
 
+def id_now(link: Link, timeout: float = _ONCE_SECONDS) -> str | None:
+    """The id of the records topic as a broker knows it now, "" when there is none; None when nobody could be asked."""
+    from confluent_kafka import KafkaError, KafkaException, TopicCollection
+
+    try:
+        future = link.admin().describe_topics(TopicCollection([link.topic]), request_timeout=timeout)[link.topic]
+        return _id(future.result(timeout + 1).topic_id)
+    except KafkaException as error:
+        return "" if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART else None
+    except concurrent.futures.TimeoutError:
+        return None
+
+
 def faults(link: Link, topic: Topic) -> list[str]:
     """Why this topic must not be used, each with its remedy."""
     wrong: list[str] = []

@@ -77,10 +77,15 @@ class Writer:
         self.frame_at: Address | None = None
         """Where the frame under way was accepted."""
         self._claims: dict[bytes, Sent] = {}
-        self._frame_offset: int | None = None
-        """Where its delivery report says that the frame is."""
-        self._frame_sure = False
-        """The frame was confirmed where it was accepted."""
+        self._claim: Sent | None = None
+        self._claim_at: Address | None = None
+        """Our claim in force, and where it was accepted."""
+        self._offsets: dict[int, int] = {}
+        """Where delivery reports say that the frame and the claim are."""
+        self._sure: set[int] = set()
+        """Which of the two were confirmed where they were accepted."""
+        self._weighing: int | None = None
+        """For which of the two the look was asked for."""
         self._ping: Sent | None = None
         self._pings = 0
         self._sent = 0
@@ -109,7 +114,9 @@ class Writer:
         """Begin to send a frame; one at a time."""
         assert self.phase == "open" and self.frame is None, f"no frame while {self.phase}"
         self.frame, self.frame_at = self._next(data, now, last_hash), None
-        self._frame_offset, self._frame_sure = None, False
+        kept = self._claim.n if self._claim is not None else 0
+        self._sure &= {kept}
+        self._offsets = {n: offset for n, offset in self._offsets.items() if n == kept}
         return self.frame
 
     def ping(self, now: float) -> Sent | None:
@@ -175,6 +182,7 @@ class Writer:
         ours = self._claims.get(claim.claim_id)
         if ours is not None and self.phase not in ENDED:
             self.claim_id = claim.claim_id
+            self._claim, self._claim_at = ours, self.last
             if self.phase == "claiming":
                 # One that failed to be delivered, and came all the same, is not confirmed by anything: claim again.
                 self.phase = "open"
@@ -185,6 +193,7 @@ class Writer:
             if self.look is None:
                 self.look = before
             self._renew(ours.begun)
+            self._weigh()
         elif not self._starting:
             self._end("fenced", f"another kernel opened epoch {claim.epoch} at this log")
 
@@ -202,8 +211,8 @@ class Writer:
         """A delivery report about our n-th message; a message that was sent again may come without its offset."""
         if error is None:
             self._confirmed = max(self._confirmed, n)
-            if self.frame is not None and n == self.frame.n:
-                self._frame_offset = offset
+            if any(sent is not None and sent.n == n for sent in (self.frame, self._claim, *self._claims.values())):
+                self._offsets[n] = offset
             self._weigh()
         elif n >= self._first and self.phase in ("open", "claiming"):
             self.phase, self.why = "doubt", error
@@ -211,14 +220,16 @@ class Writer:
 
     def _weigh(self) -> None:
         """What was accepted in one past of the topic may be confirmed in another: where it was confirmed elsewhere, or nobody
-        says where, it is looked at again."""
-        frame = self.frame
-        if frame is None or self.frame_at is None or self._frame_sure or self._confirmed < frame.n or self.look is not None:
-            return
-        if self._frame_offset == self.frame_at.offset:
-            self._frame_sure = True
-        else:
-            self.look = self.frame_at
+        says where, it is looked at again. A look that was asked for before the confirmation proves nothing."""
+        for sent, at, needed in ((self._claim, self._claim_at, self._first), (self.frame, self.frame_at, 0)):
+            if sent is None or at is None or sent.n in self._sure or self.look is not None:
+                continue
+            if self._confirmed < max(sent.n, needed):
+                continue
+            if self._offsets.get(sent.n) == at.offset:
+                self._sure.add(sent.n)
+            else:
+                self.look, self._weighing = at, sent.n
 
     def failed(self, error: str) -> None:
         """The producer as a whole can go on no more."""
@@ -228,8 +239,10 @@ class Writer:
         """What stands now where `look` says: the message, or None when there is none and none will come."""
         assert self.look is not None, "nobody asked to look"
         at, self.look = self.look, None
+        weighed, self._weighing = self._weighing, None
         if found is not None and Address.of(found) == at:
-            self._frame_sure = self._frame_sure or at == self.frame_at
+            if weighed is not None:
+                self._sure.add(weighed)
             self._weigh()
             self.fresh_at = max(self.fresh_at, self._fresh_after_look)
             return
@@ -250,14 +263,14 @@ class Writer:
     @property
     def sure(self) -> bool:
         """Whether our claim is confirmed, not only visible, and stands on what was there before."""
-        return self.phase == "open" and self.look is None and self._confirmed >= self._first
+        return self.phase == "open" and self.look is None and self._claim is not None and self._claim.n in self._sure
 
     @property
     def acknowledged(self) -> bool:
         """Whether the frame under way is accepted, confirmed, and stands on what was there before."""
         frame = self.frame
         return (
-            frame is not None and self.frame_at is not None and self._frame_sure and self.look is None
+            frame is not None and self.frame_at is not None and frame.n in self._sure and self.look is None
             and self.phase not in ("broken", "claiming") and (self._first <= frame.n or self._settled)
         )  # fmt: skip
 
