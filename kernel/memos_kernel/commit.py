@@ -145,11 +145,13 @@ class Commits:
 
     def fatal(self, what: str, error: BaseException) -> None:
         """An append or apply went wrong: say so and end. Callers learn that their outcome is unknown when we close."""
+        named = f"{what}: {type(error).__name__}: {error}"
+        self._stop(f"{what}: {error}", f"{named}. The kernel stops; restart it, nothing acknowledged is lost")
+
+    def _stop(self, why: str, said: str) -> None:
         if self.stopped in (None, STOPPING):
-            self.stopped = f"{what}: {error}"
-            log_.critical(
-                "%s: %s: %s. The kernel stops; restart it, nothing acknowledged is lost", what, type(error).__name__, error
-            )
+            self.stopped = why
+            log_.critical("%s", said)
             self.on_fatal(self.stopped)
             for waiter in self._drained:
                 if not waiter.done():
@@ -244,7 +246,7 @@ class Commits:
         applied = (record.seq, record.time, last.hash, digest.to_bytes(DIGEST_BYTES, "little"), self.chain.epoch)
         puts.append((VIEW, META_APPLIED, pack(applied)))
         frame = self.chain.frame(first.record.seq, self.durable.hash, [e.sealed.data for e in entries])
-        append = Append(self.claim, frame, first.record.seq, first.record.time, batch, last.hash)
+        append = Append(self.claim, frame, first.record.seq, first.record.time, batch, last.hash, self.chain.claim_id)
         self.claim = None
         # Until the frame is durable, reads see the state before it.
         self.view = View(self.store.snapshot(VIEW))
@@ -304,7 +306,14 @@ class Commits:
         for entry in (*self._under_way, *self._queue):
             if entry.turn is not None:
                 entry.turn.fail(unknown)
-        self.fatal("this kernel was replaced" if fenced else "the log cannot be written any more", Ended(why, fenced=fenced))
+        if fenced:
+            said = f"this kernel was replaced: {why}. It stops; nothing acknowledged is lost, the other kernel has it"
+        else:
+            said = (
+                f"the log cannot be written any more: {why}. The kernel stops. Its directory holds every record that it "
+                "acknowledged: keep it until the log is whole again"
+            )
+        self._stop(why, said)
 
     def undecided(self, why: MemError) -> None:
         """What was decided on top of records that are lost must be asked again; whoever only waits for durable, has it."""

@@ -192,7 +192,7 @@ class Succession:
         kernel.chain = chain_at(kernel.keys, head, opened.epoch, opened.claim_id)
         kernel.vault.begin_epoch(opened.epoch)
         kernel.owners.clear()
-        kernel.read_only = False
+        kernel.read_only, kernel.closed = False, None
         first = opening(kernel.keys, head.seq, opened.claim) + moved(View(kernel.store.live(VIEW)), kernel.vault.keystore)
         for events in first:
             kernel.append_own(events)
@@ -240,7 +240,7 @@ class Succession:
             self._ask()
 
     def _ask(self) -> None:
-        if self.log.doubtful and not self._settling and not self.kernel.committing:
+        if self.log.doubtful and not (self._settling or self.kernel.committing or self.kernel.gate_closed):
             # Nobody writes, so nobody settles what became of the last message.
             self._settling = True
             self.kernel.in_thread(self.log.settle, self._settled)
@@ -249,7 +249,8 @@ class Succession:
 
     def _settled(self, error: BaseException | None) -> None:
         self._settling = False
-        if error is not None:
+        if error is not None and not self.kernel.committing and not self.kernel.gate_closed:
+            # Otherwise the append that is under way, or about to be, learns it by itself.
             self.kernel.append_failed([], error)
 
     def _freshened(self) -> None:

@@ -106,7 +106,10 @@ async def sys_promote(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any
 async def sys_verify(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     from .verify import verify_live
 
-    return await asyncio.to_thread(verify_live, kernel, request.full)
+    try:
+        return await asyncio.to_thread(verify_live, kernel, request.full)
+    except (OutOfReach, Ended) as error:
+        raise MemAgain(str(error)) from error
 
 
 def sys_hello(kernel: Kernel, turn: Turn, request: Any) -> None:

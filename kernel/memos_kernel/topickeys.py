@@ -5,9 +5,8 @@ Messages, key → value:
 - `r` log_id → MessagePack `[fmt, log_id, wrapping_key_id, wrapped signing seed, wrapped log secret]`: the root. Kernels that
   begin at once make one each; the records topic decides whose log it is, so the caller names the log_id.
 - `h` log_id, epoch u64 BE → MessagePack `[fmt, generation, log_id, last shred seq carried out, newest signed checkpoint|nil,
-  epoch, home_id|nil]` ‖ MAC under a subkey of the log secret: the header as that epoch's kernel knows it; those of older kernels
-  lack the last field. The log_id is in the key because a kernel that lost the race for an empty topic may write one before it
-  knows.
+  epoch, home_id|nil]` ‖ MAC under a subkey of the log secret: the header as that epoch's kernel knows it; old ones lack the
+  last field. The log_id is in the key because a kernel that lost the race for an empty topic may write one before it knows.
 - `s` epoch u64 BE, n u64 BE → format u8, wrapping-key id, nonce ‖ wrapped key ‖ tag: a slot; AAD as in the flat file
 - a tombstone is a destroyed slot, or a header that a newer epoch's replaced
 

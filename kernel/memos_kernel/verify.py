@@ -26,7 +26,7 @@ from memos_drivers.stores.memory import MemoryReader
 from . import crypto, verify_view
 from . import events as ev
 from .chain import LogKeys
-from .eventlog.base import EventLog
+from .eventlog.base import EventLog, SharedLog
 from .eventlog.counting import KNOWN_HEADS_MAX
 from .events import Checkpoint, Damaged, pack
 from .reducer import apply
@@ -394,7 +394,7 @@ def verify_full(
 
 
 def verify_live(kernel: Kernel, full: bool) -> dict[str, Any]:
-    """`sys_verify`: what is durable now. Runs in a thread."""
+    """`sys_verify`: what is durable now. Runs in a thread; raises as `SharedLog.compare`."""
     anchor = kernel.vault.keystore.newest_checkpoint
     if full:
         report = verify_full(kernel.store, kernel.log, kernel.keys, kernel.vault, anchor=anchor, live=True)
@@ -403,4 +403,8 @@ def verify_live(kernel: Kernel, full: bool) -> dict[str, Any]:
             kernel.log, public_key=kernel.keys.signer.public_key, frame_mac=kernel.keys.frame_mac, anchor=anchor
         )
     problems = [f"offset {p.offset}: {p.what}. {p.advice}" for p in report.problems]
-    return {"ok": report.ok, "offset": report.offset, "records": report.records, "problems": problems}
+    if isinstance(kernel.log, SharedLog):
+        # What is verified above is the mirror; others read the topic.
+        advice = "Compare with `memctl verify` on the topic and on this directory, and restore what was changed"
+        problems += [f"offset {at}: {what}. {advice}." for at, what in kernel.log.compare()]
+    return {"ok": not problems, "offset": report.offset, "records": report.records, "problems": problems}

@@ -5,24 +5,36 @@ it, so of several branches the true one is that which a checkpoint signs. What n
 
 - A frame joins the branch whose head it continues, if its claim is the one in force there: the last that counts, by the rule
   of counting.py, of the claims that came between.
-- A checkpoint whose signature is right and whose head is the one before it on its branch proves every frame before the one
-  that holds it. That frame itself waits for the next: somebody may have added to its end.
+- A checkpoint whose signature is right and whose head is the one before it on its branch proves every record up to that head.
+  Who sees them may put them into frames of his own, but later than the kernel did: of several frames that go on from one head
+  with proven records, the first in the topic is the kernel's. It is handed out when all of its records are proven: somebody
+  may have added to its end.
 - Once a branch is proven the others are forgotten, and `forged` counts them.
+- A frame that joins no branch is *loose*. Anybody can put it there, so it says nothing, unless a signed checkpoint covers it:
+  then records before it are missing, and where the loose part begins the log is *torn*.
 
-Pure. Memory is that of the frames since the last checkpoint; more than `PENDING_MAX` is an attack and refused.
+Pure. Memory is that of the frames since the last checkpoint; more than `PENDING_MAX` of them, or more than
+`PENDING_BYTES_MAX`, is an attack and refused.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 from typing import Final, NamedTuple
+
+from memos_syscalls import limits
 
 from .. import crypto
 from .. import events as ev
 from ..events import Checkpoint, Claim, Damaged, Frame, claim_signature_ok, decode_frame, decode_record
-from .counting import KNOWN_HEADS_MAX, decode
+from .counting import KNOWN_HEADS_MAX, Kind, Ping, decode
 from .writer import Address, Message
 
 PENDING_MAX: Final = 65_536
+PENDING_BYTES_MAX: Final = limits.GIB
+LOOSE_MAX: Final = 65_536
 
 
 class Node(NamedTuple):
@@ -30,13 +42,18 @@ class Node(NamedTuple):
 
     at: int
     """The how-manieth message this is."""
+    first_seq: int
     seq: int
     hash: bytes
     epoch: int
     claim_id: bytes | None
-    parent: bytes | None
+    parent: bytes
     address: Address | None
     data: bytes
+    hashes: tuple[bytes, ...]
+    """Of each of its records."""
+    signed_to: int
+    """Offset of the last signed checkpoint in it; -1 when it holds none."""
 
 
 class Proven(NamedTuple):
@@ -49,153 +66,279 @@ class Proven(NamedTuple):
     hash: bytes
 
 
-class PublicCounting:
-    """Feed it with `take`; it hands out what is proven. `log_id` and `public_key` may be left to the first claim."""
+class Finding(NamedTuple):
+    """A message that does not count: where it is, which record it is about, of what kind it is (see counting.py), and why."""
 
-    def __init__(self, log_id: bytes | None = None, public_key: bytes | None = None) -> None:
+    offset: int
+    seq: int
+    kind: Kind
+    what: str
+
+
+class _Pending(NamedTuple):
+    at: int
+    address: Address
+    data: bytes
+    claim: Claim
+
+
+class PublicCounting:
+    """Feed it with `take`; it hands out what is proven, and what is left with `rest`."""
+
+    def __init__(self, log_id: bytes, public_key: bytes) -> None:
         self.log_id = log_id
         self.public_key = public_key
         self.forged = 0
-        self.problems: list[tuple[int, str]] = []
-        """Topic offset and what is wrong there."""
-        root = Node(-1, -1, crypto.ZERO_HASH, 0, None, None, None, b"")
-        self._proven = root
-        self._nodes: dict[bytes, Node] = {root.hash: root}
-        self._claims: list[tuple[int, Address, bytes, Claim]] = []
-        self._told: set[bytes] = set()
-        """Claims that were handed out."""
+        """Frames that continued the log in another way than the one that was signed."""
+        self.unproven: int | None = None
+        """After `rest`: the first record that no signed checkpoint covers."""
+        self._proven = Node(-1, 0, -1, crypto.ZERO_HASH, 0, None, crypto.ZERO_HASH, None, b"", (), -1)
+        self._heads: deque[bytes] = deque([crypto.ZERO_HASH], KNOWN_HEADS_MAX)
+        """Ends of proven frames of the epoch, newest last, and the head at which it began."""
+        self._nodes: dict[bytes, Node] = {}
+        """What is not proven yet, by the head after it; of several frames with one end, the first."""
+        self._bytes = 0
+        self._claims: list[_Pending] = []
+        """Claims behind the last proven frame."""
         self._count = 0
+        self._loose: dict[bytes, Finding] = {}
+        """Heads of frames that join no branch, with where that which they belong to begins."""
+        self._torn: dict[bytes, Finding] = {}
+        """Heads that were signed and that no branch has reached, with where what leads to them begins."""
+        self._findings: list[Finding] = []
 
     def take(self, message: Message) -> list[Proven]:
-        """The next message; returns what it proves, in order."""
+        """The next message; returns what it proves, in order. Raises `Damaged` when it is flooded."""
         self._count += 1
         try:
             found = decode(message.data)
         except Damaged as error:
-            self.problems.append((message.offset, str(error)))
+            self._odd(message, "suspect", str(error))
             return []
-        if isinstance(found, Claim):
+        if found.log_id != self.log_id:
+            self._odd(message, "suspect", f"belongs to the log {found.log_id.hex()[:16]}")
+        elif isinstance(found, Claim):
             self._take_claim(message, found)
-        elif isinstance(found, Frame) and found.log_id == self.log_id and found.records:
+        elif isinstance(found, Frame) and found.records:
             return self._take_frame(message, found)
+        elif not isinstance(found, Ping):
+            self._odd(message, "suspect", "is a frame without records")
         return []
 
-    def _take_claim(self, message: Message, claim: Claim) -> None:
-        if self.public_key is None and claim.genesis_hash is not None:
-            self.log_id, self.public_key = self.log_id or claim.log_id, claim.public_key
-        genuine = (
-            claim.log_id == self.log_id and claim.public_key == self.public_key
-            and claim_signature_ok(claim.public_key, message.data)
-        )  # fmt: skip
-        if not genuine:
-            self.problems.append((message.offset, "is a claim that the log's key did not sign"))
-        elif all(known.claim_id != claim.claim_id for _at, _where, _data, known in self._claims):
-            self._claims.append((self._count, Address.of(message), message.data, claim))
-
-    def _between(self, node: Node) -> list[tuple[Address, bytes, Claim]]:
-        """The claims that count after a node, up to now."""
-        epoch, heads = node.epoch, self._heads(node)
-        found: list[tuple[Address, bytes, Claim]] = []
-        for at, address, data, claim in self._claims:
-            if at > node.at and claim.epoch > epoch and claim.known_head in heads:
-                epoch, heads = claim.epoch, {node.hash}
-                found.append((address, data, claim))
+    def findings(self) -> list[Finding]:
+        """What did not count in the messages since the last time."""
+        found, self._findings = self._findings, []
         return found
 
-    def _heads(self, node: Node) -> set[bytes]:
-        """Frame ends of a node's epoch, and the head at which it began."""
-        heads = {node.hash}
-        here: Node | None = node
-        while here is not None and len(heads) <= KNOWN_HEADS_MAX:
-            heads.add(here.hash)
-            if here.epoch != node.epoch:
-                break
-            here = self._nodes.get(here.parent) if here.parent is not None else None
-        return heads
+    def _odd(self, message: Message, kind: Kind, what: str) -> None:
+        self._findings.append(Finding(message.offset, self._proven.seq + 1, kind, what))
+
+    # -- claims ------------------------------------------------------------------------------------------------------
+
+    def _take_claim(self, message: Message, claim: Claim) -> None:
+        if claim.public_key != self.public_key or not claim_signature_ok(self.public_key, message.data):
+            self._odd(message, "suspect", "is a claim that the log's key did not sign")
+        elif claim.epoch > self._proven.epoch and all(one.claim.claim_id != claim.claim_id for one in self._claims):
+            self._claims.append(_Pending(self._count, Address.of(message), message.data, claim))
+
+    def _after(self, node: Node, before: int | None = None) -> list[_Pending]:
+        """The claims that count after a frame and before the `before`th message, or up to now."""
+        claims = [one for one in self._claims if one.at > node.at and (before is None or one.at < before)]
+        if not claims:
+            return []
+        epoch, heads = node.epoch, self._known_heads(node)
+        found: list[_Pending] = []
+        for one in claims:
+            if one.claim.epoch > epoch and one.claim.known_head in heads:
+                epoch, heads = one.claim.epoch, {node.hash}
+                found.append(one)
+        return found
+
+    def _known_heads(self, node: Node) -> set[bytes]:
+        """The heads that a claim after this frame may know: as in counting.py."""
+        ends: list[bytes] = []
+        here = node
+        while here.hash != self._proven.hash and here.epoch == node.epoch:
+            ends.append(here.hash)
+            here = self._nodes.get(here.parent, self._proven)
+        older = reversed(self._heads) if here.epoch == node.epoch else iter((here.hash,))
+        return {head for head, _n in zip(chain(ends, older), range(KNOWN_HEADS_MAX), strict=False)}
+
+    def _in_force(self, node: Node) -> tuple[int, bytes | None]:
+        claims = self._after(node)
+        return (claims[-1].claim.epoch, claims[-1].claim.claim_id) if claims else (node.epoch, node.claim_id)
+
+    # -- frames ------------------------------------------------------------------------------------------------------
 
     def _take_frame(self, message: Message, frame: Frame) -> list[Proven]:
-        before = self._nodes.get(frame.prev_hash)
-        if before is None or frame.first_seq != before.seq + 1:
-            return self._astray(message, frame)
-        claims = self._between(before)
-        in_force = (claims[-1][2].epoch, claims[-1][2].claim_id) if claims else (before.epoch, before.claim_id)
-        if (frame.epoch, frame.claim_id) != in_force:
-            return self._astray(message, frame)
-        hash_ = frame.prev_hash
-        signed = False
-        for raw in frame.records:
-            signed = signed or (b"\xaa" + ev.CHECKPOINT.encode() in raw and self._signs(raw, hash_))
+        before = self._proven if frame.prev_hash == self._proven.hash else self._nodes.get(frame.prev_hash)
+        hashes: list[bytes] = []
+        signed: list[Checkpoint] = []
+        hash_, signed_to = frame.prev_hash, -1
+        for seq, raw in enumerate(frame.records, frame.first_seq):
+            checkpoint = self._signed(raw, hash_)
+            if checkpoint is not None:
+                signed.append(checkpoint)
+                signed_to = seq
             hash_ = crypto.record_hash(hash_, raw)
-        if len(self._nodes) > PENDING_MAX:
-            raise Damaged(f"the topic holds {PENDING_MAX} frames that no signed checkpoint covers: somebody floods it")
-        node = Node(
-            self._count, frame.first_seq + len(frame.records) - 1, hash_, frame.epoch, frame.claim_id, frame.prev_hash,
-            Address.of(message), message.data,
+            hashes.append(hash_)
+        if before is None or frame.first_seq != before.seq + 1:
+            if frame.first_seq <= self._proven.seq:
+                self._odd(message, "void", f"repeats records from {frame.first_seq} on, or is a late frame")
+            else:
+                self._astray(message, frame, hash_, signed, "that do not follow what is before them")
+            return []
+        if (frame.epoch, frame.claim_id) != self._in_force(before):
+            self._astray(message, frame, hash_, signed, "under a claim that is not in force")
+            return []
+        if hash_ in self._nodes:
+            self._odd(message, "void", f"repeats records from {frame.first_seq} on")
+            return []
+        self._bytes += len(message.data)
+        if len(self._nodes) >= PENDING_MAX or self._bytes > PENDING_BYTES_MAX:
+            raise Damaged(
+                f"from record {self._proven.seq + 1} on, the topic holds {len(self._nodes)} frames that no signed checkpoint "
+                "covers: somebody floods it, and only who has the master key can tell what counts"
+            )
+        self._nodes[hash_] = Node(
+            self._count, frame.first_seq, frame.first_seq + len(frame.records) - 1, hash_, frame.epoch, frame.claim_id,
+            frame.prev_hash, Address.of(message), message.data, tuple(hashes), signed_to,
         )  # fmt: skip
-        proven = self._prove(before) if signed else []
-        self._nodes.setdefault(hash_, node)
-        return proven
+        return self._prove(before) if signed else []
 
-    def _astray(self, message: Message, frame: Frame) -> list[Proven]:
-        self.problems.append((message.offset, f"is a frame with records from {frame.first_seq} on that does not follow"))
-        return []
-
-    def _signs(self, raw: bytes, head: bytes) -> bool:
-        """Whether a record is a checkpoint that the log's key signed over this head."""
+    def _signed(self, raw: bytes, head: bytes) -> Checkpoint | None:
+        """The checkpoint in a record, if the log's key signed it over this head."""
+        if b"\xaa" + ev.CHECKPOINT.encode() not in raw:
+            return None
         try:
-            record = decode_record(raw)
+            event = next(iter(decode_record(raw).events), None)
         except Damaged:
-            return False
-        event = record.events[0] if record.events else None
-        if event is None or event.name != ev.CHECKPOINT or self.public_key is None or self.log_id is None:
-            return False
+            return None
+        if event is None or event.name != ev.CHECKPOINT:
+            return None
         found = Checkpoint(*event.fields)
-        return found.head_hash == head and crypto.verify_signature(
+        signed = found.head_hash == head and crypto.verify_signature(
             self.public_key, found.signature, found.signed_bytes(self.log_id)
         )
+        return found if signed else None
 
-    def _branch(self, node: Node) -> list[Node]:
-        """The frames from the last one proven to this one."""
+    def _astray(self, message: Message, frame: Frame, end: bytes, signed: list[Checkpoint], why: str) -> None:
+        """A frame that joins no branch."""
+        if frame.epoch < max(self._in_force(tip)[0] for tip in self._tips()):
+            self._odd(message, "void", f"is a late frame of epoch {frame.epoch}")
+            return
+        what = f"holds records from {frame.first_seq} on, {why}"
+        here = Finding(message.offset, frame.first_seq, "suspect", what)
+        begins = self._loose.get(frame.prev_hash)
+        if begins is None:
+            begins = here._replace(seq=self._first_wrong(frame), kind="torn", what=f"{what}, and that a signed checkpoint covers")
+        self._findings.append(here)
+        self._loose[end] = begins
+        if len(self._loose) > LOOSE_MAX:
+            del self._loose[next(iter(self._loose))]
+        for checkpoint in signed:
+            if checkpoint.head_seq > self._proven.seq and len(self._torn) < LOOSE_MAX:
+                self._torn.setdefault(checkpoint.head_hash, begins)
+
+    def _first_wrong(self, frame: Frame) -> int:
+        """The first record that cannot be what it was when a loose frame was written, as far as can be seen."""
+        others = [node for node in self._nodes.values() if node.seq < frame.first_seq]
+        last = max(others, key=lambda node: node.seq, default=self._proven)
+        if last.hash == frame.prev_hash:
+            return frame.first_seq
+        return last.first_seq if last.seq == frame.first_seq - 1 and last.data else last.seq + 1
+
+    # -- what is proven ----------------------------------------------------------------------------------------------
+
+    def _path(self, node: Node) -> list[Node]:
+        """The frames from the last one proven to this one, in order."""
         path: list[Node] = []
         while node.hash != self._proven.hash:
             path.append(node)
-            node = self._nodes[node.parent or crypto.ZERO_HASH]
+            node = self._nodes.get(node.parent, self._proven)
         return path[::-1]
 
     def _prove(self, node: Node) -> list[Proven]:
-        path = self._branch(node)
-        found = self._handed_out(path)
-        if path:
-            self.forged += len(self._nodes) - 1 - len(path)
-            kept = self._epoch_of(node)
-            self._nodes = {n.hash: n for n in kept}
-            self._proven = node
-        return found
+        """Hand out what is certain now that the head after this frame was signed."""
+        hashes = [hash_ for one in self._path(node) for hash_ in one.hashes]
+        if not hashes:
+            return []
+        children: dict[bytes, list[Node]] = {}
+        for one in self._nodes.values():
+            children.setdefault(one.parent, []).append(one)
+        path: list[Node] = []
+        head, at = self._proven.hash, 0
+        while at < len(hashes):
+            # In order of the topic; one that only begins with what is proven is true, or is not the first.
+            first = next((c for c in children.get(head, ()) if all(map(bytes.__eq__, c.hashes, hashes[at:]))), None)
+            if first is None or at + len(first.hashes) > len(hashes):
+                break
+            path.append(first)
+            head, at = first.hash, at + len(first.hashes)
+        for hash_ in hashes:
+            self._torn.pop(hash_, None)
+        return self._hand_out(path)
 
-    def _epoch_of(self, node: Node) -> list[Node]:
-        """A node with those before it that a claim may still know as head."""
-        kept = [node]
-        while len(kept) <= KNOWN_HEADS_MAX and kept[-1].parent in self._nodes and kept[-1].epoch == node.epoch:
-            kept.append(self._nodes[kept[-1].parent or b""]._replace(data=b""))
-        return kept
-
-    def _handed_out(self, path: list[Node]) -> list[Proven]:
-        found: list[Proven] = []
+    def _hand_out(self, path: list[Node]) -> list[Proven]:
+        if not path:
+            return []
+        found = list(self._proven_by(path))
         for node in path:
-            before = self._nodes[node.parent or crypto.ZERO_HASH]
-            frame = decode_frame(node.data)
-            for address, data, claim in self._between(before):
-                if claim.claim_id not in self._told and claim.epoch <= frame.epoch:
-                    self._told.add(claim.claim_id)
-                    found.append(Proven(address, data, claim, before.seq, before.hash))
-            assert node.address is not None
-            found.append(Proven(node.address, node.data, frame, node.seq, node.hash))
+            if node.claim_id != self._proven.claim_id:
+                self._heads.clear()
+                self._heads.append(self._proven.hash)
+            self._heads.append(node.hash)
+            self._proven = node._replace(data=b"", hashes=())
+        before = len(self._nodes)
+        kept: dict[bytes, Node] = {}
+        for hash_, node in self._nodes.items():
+            # A frame came after the one that it continues.
+            if node.parent == self._proven.hash or node.parent in kept:
+                kept[hash_] = node
+        self._nodes, self._bytes = kept, sum(len(node.data) for node in kept.values())
+        self.forged += before - len(path) - len(kept)
+        self._claims = [one for one in self._claims if one.at > self._proven.at and one.claim.epoch > self._proven.epoch]
         return found
+
+    def _proven_by(self, path: list[Node]) -> Iterator[Proven]:
+        before = self._proven
+        for node in path:
+            for _at, address, data, claim in self._after(before, node.at):
+                yield Proven(address, data, claim, before.seq, before.hash)
+            assert node.address is not None
+            yield Proven(node.address, node.data, decode_frame(node.data), node.seq, node.hash)
+            before = node
+
+    # -- what is not -------------------------------------------------------------------------------------------------
+
+    def _tips(self) -> list[Node]:
+        """Where branches end."""
+        parents = {node.parent for node in self._nodes.values()}
+        return [node for node in self._nodes.values() if node.hash not in parents] or [self._proven]
 
     def rest(self) -> list[Proven]:
-        """What no checkpoint covers yet, if there is one branch of it only; the rest of the log is proven."""
-        parents = {node.parent for node in self._nodes.values()}
-        tips = [node for node in self._nodes.values() if node.hash not in parents and node.seq > self._proven.seq]
-        if len(tips) != 1:
-            return []
-        return self._handed_out(self._branch(tips[0]))
+        """At the end: what no checkpoint covers yet, as far as there is one branch of it only; with `unproven` and the last
+        findings. Nothing more may be taken."""
+        path: list[Node] = []
+        head = self._proven
+        while True:
+            children = [node for node in self._nodes.values() if node.parent == head.hash]
+            if len(children) != 1:
+                break
+            path.append(children[0])
+            head = children[0]
+        signed_to = max((node.signed_to for node in path), default=-1)
+        if len(children) > 1 or (path and signed_to < path[-1].seq):
+            self.unproven = max(signed_to, self._proven.seq) + 1
+        for node in children:
+            assert node.address is not None
+            what = f"goes on from record {head.seq} in another way than others do, and none of them is signed"
+            self._findings.append(Finding(node.address.offset, node.first_seq, "suspect", what))
+        for node in self._nodes.values():
+            for hash_ in node.hashes:
+                self._torn.pop(hash_, None)
+        for torn in dict.fromkeys(self._torn.values()):
+            self._findings = [one for one in self._findings if (one.offset, one.kind) != (torn.offset, "suspect")]
+            self._findings.append(torn)
+        found = list(self._proven_by(path))
+        return found + [Proven(one.address, one.data, one.claim, head.seq, head.hash) for one in self._after(head)]

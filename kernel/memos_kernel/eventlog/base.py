@@ -28,6 +28,7 @@ class Append(NamedTuple):
     first_time: int
     batch: Batch
     last_hash: bytes = b""
+    claim_id: bytes = b""
 
 
 class Ended(Exception):
@@ -145,6 +146,10 @@ class SharedLog(EventLog, Protocol):
 
     def settle(self) -> None:
         """Settle it, when no append is under way. Raises `Renewed` or `Ended`."""
+        ...
+
+    def compare(self) -> list[tuple[int, str]]:
+        """How what others can read differs from what is read here: offset, and what is wrong. In a thread."""
         ...
 
 

@@ -1,7 +1,8 @@
 """The embedded log: frames in a column family of the view's own database, so both change in one batch.
 
 Keys of the log family: `f` first_seq u64 → frame; `c` epoch u64 → claim; `t` time u64 → first_seq of the frame whose
-first record has that time; `s` in a log that was copied from a topic. Durable when RocksDB's write-ahead log is flushed to the device.
+first record has that time; `s` → nothing, in a log that was copied from a topic. Durable when RocksDB's write-ahead log is
+flushed to the device.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from memos_drivers.stores.base import LOG, PAYLOAD, Batch, Store
 
 from ..state import u64
 from .base import Append, last_at_or_before
-
 
 SHARED: Final = b"s"
 

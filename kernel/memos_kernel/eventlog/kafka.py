@@ -37,7 +37,7 @@ from .counting import Counting, Verdict, decode
 from .embedded import EmbeddedLog
 from .link import Link
 from .mirror import Counted, Origin
-from .partition import Reader
+from .partition import NoTopic, Reader
 from .payloadtopic import PayloadTopic
 from .topics import id_now
 from .writer import ENDED, Address, Message, Sent, Writer
@@ -428,8 +428,10 @@ class KafkaLog(EmbeddedLog):
             self._produce(self._writer.claim(claim_id, data, self.now()))
 
     def _won(self) -> Opened:
+        """The epoch that is ours now."""
         assert self._writer.claim_id is not None
-        self._opened = self._claims[self._writer.claim_id]
+        self._opened = self._claims.get(self._writer.claim_id, self._opened)
+        assert self._opened is not None
         self._claims.clear()
         return self._opened
 
@@ -474,7 +476,7 @@ class KafkaLog(EmbeddedLog):
     def begin(self, append: Append) -> None:
         self._begun = self.now()
         with self._changed:
-            if self._writer.phase == "open" and not _pieces(append.batch):
+            if self._writer.phase == "open" and self._writer.claim_id == append.claim_id and not _pieces(append.batch):
                 self._send(append)
 
     def _send(self, append: Append) -> None:
@@ -486,7 +488,7 @@ class KafkaLog(EmbeddedLog):
         if pieces:
             self.payloads.put(pieces)
             self.payloads.wait()
-        writer, opened = self._writer, self._opened
+        writer = self._writer
         while True:
             with self._changed:
                 if writer.acknowledged:
@@ -497,7 +499,7 @@ class KafkaLog(EmbeddedLog):
                     writer.take()
                     raise Renewed(self._won(), False, "the broker did not take the frame")
                 if writer.phase == "open" and writer.frame is None:
-                    if opened is None or writer.claim_id != opened.claim_id:
+                    if writer.claim_id != append.claim_id:
                         raise Renewed(self._won(), False, "the epoch had to be opened anew")
                     self._send(append)
                 doubt = writer.phase in ("doubt", "claiming")
@@ -517,7 +519,7 @@ class KafkaLog(EmbeddedLog):
                 self._look_for_topic()
         self._keep_own(append)
         self._begun = 0.0
-        if opened is not None and writer.claim_id != opened.claim_id:
+        if writer.claim_id != append.claim_id:
             raise Renewed(self._won(), True, "the broker's answer was lost")
 
     def _look_for_topic(self) -> None:
@@ -559,6 +561,34 @@ class KafkaLog(EmbeddedLog):
     def sync_pieces(self) -> None:
         self.payloads.wait()
 
+    def compare(self) -> list[tuple[int, str]]:
+        """Read the topic again from its beginning, and compare it with the mirror up to what was kept when this began: offset
+        and what is wrong there. In a thread; raises `OutOfReach` or `Ended`."""
+        own = self._writer.counting
+        counting = Counting(own.log_id, own.public_key, own.frame_mac)
+        kept = self.frames()
+        found: list[tuple[int, str]] = []
+        end = mirror.standing(self._reader).seq
+        reader = Reader(self.link, self.link.topic, batch=BATCH_MESSAGES)
+        try:
+            for message in reader.to_end():
+                taken = message_of(message)
+                verdict = counting.take(taken.data)
+                if verdict.kind == "torn":
+                    found.append((counting.at.seq + 1, f"the message at the topic's offset {taken.offset} {verdict.why}"))
+                elif verdict.kind == "frame" and counting.at.seq <= end and next(kept, None) != taken.data:
+                    found.append((counting.at.seq, f"the topic's message {taken.offset} is not the one in the mirror"))
+                    break
+                if found or counting.at.seq >= end:
+                    break
+        except NoTopic as error:
+            found.append((0, str(error)))
+        finally:
+            reader.close()
+        if not found and counting.at.seq < end:
+            found.append((counting.at.seq + 1, f"the topic ends at offset {counting.at.seq}, the mirror at {end}"))
+        return found
+
     # -- who is the writer -------------------------------------------------------------------------------------------
 
     def fresh(self, within: float = FRESH_SECONDS) -> bool:
@@ -580,7 +610,7 @@ class KafkaLog(EmbeddedLog):
         while self._writer.phase in ("doubt", "claiming") and not self._closing:
             self._renew()
         self._raise_if_ended()
-        if self._claims and self._writer.phase == "open":
+        if self._writer.phase == "open":
             raise Renewed(self._won(), False, "the epoch had to be opened anew")
 
     @property

@@ -135,8 +135,10 @@ class Writer:
         """The next message of the partition, in order. The caller keeps what counts."""
         here = Address.of(message)
         before, self._seen = self._seen, here
-        if before is not None and before.leader_epoch != here.leader_epoch and self.look is None:
-            self.look = before
+        changed = before is not None and before.leader_epoch != here.leader_epoch
+        if changed and (self.look is None or self._weighing is not None):
+            # A look at what is weighed can wait: `looked` asks for it anew.
+            self.look, self._weighing = before, None
         verdict = self._judge(message, here, before)
         self._weigh()
         return verdict
