@@ -136,7 +136,7 @@ class Kernel(Commits):
             try:
                 await asyncio.wait_for(self.drained(), STOP_SECONDS)
             except (OSError, TimeoutError) as error:
-                log_.error("the end of the log was not signed: %s", error or "the log is out of reach")
+                log_.error("the end of the log was not signed: %s", str(error) or "the log is out of reach")
         await self.effects.close()
         for task in list(self.tasks):
             task.cancel()

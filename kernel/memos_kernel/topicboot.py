@@ -16,8 +16,9 @@ from . import crypto, masterkey
 from .chain import LogKeys
 from .config import Config
 from .eventlog.base import Ended, OutOfReach
-from .eventlog.kafka import KafkaLog, owner_of
+from .eventlog.kafka import KafkaLog
 from .eventlog.link import BadLink, Link
+from .eventlog.tail import owner_of
 from .eventlog.topics import BadTopic, Erasure, Unreachable, ensure
 from .events import Damaged
 from .keystore import KeyStore, WrongKey, sync_directory

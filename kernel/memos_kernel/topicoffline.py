@@ -26,11 +26,11 @@ from .eventlog import mirror
 from .eventlog.auditing import Proven, PublicCounting
 from .eventlog.base import Ended, OutOfReach
 from .eventlog.counting import Counting
-from .eventlog.kafka import message_of, owner_of
 from .eventlog.link import BadLink, Link
 from .eventlog.mirror import Counted, MirrorLog, Origin
 from .eventlog.partition import NoTopic, Reader
 from .eventlog.payloadtopic import PayloadTopic
+from .eventlog.tail import message_of, owner_of
 from .eventlog.writer import Address, Message
 from .events import Claim, Damaged, Frame
 from .offline import Oddity, Offline

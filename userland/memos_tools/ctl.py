@@ -23,7 +23,7 @@ from rich.console import Console
 from memos_kernel.events import Damaged
 from memos_syscalls.errors import MemError
 
-from . import audit, bisect, doctor, loggrep, logview, proof, prove, rekey, repair, rewind, statediff
+from . import audit, bisect, copy, doctor, loggrep, logview, proof, prove, rekey, repair, rewind, statediff
 from .output import GOOD, UNUSABLE, Output, Trouble
 from .render import Rows, to_json
 
@@ -144,6 +144,11 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--reveal", action="store_true", help="with the content, which the log's key then signs for")
     c.add_argument("--check", type=Path, metavar="FILE", help="check a proof instead; needs --public-key and nothing else")
     c.add_argument("--public-key", metavar="HEX", help="the log's public key, from a source that you trust")
+
+    c = add("copy", copy.command, "move a log: from a data directory to Kafka, back, or to another place", keys=True)
+    c.add_argument("source", metavar="SOURCE", help="a data directory without a running kernel, or kafka://HOST:PORT/TOPIC")
+    c.add_argument("target", metavar="DEST", help="a new directory, or kafka:// with empty topics, which are made when missing")
+    c.add_argument("--no-close", action="store_true", help="a backup: the source goes on, and the copy opens read-only")
 
     c = add("rekey", rekey.command, "rewrap all keys under a new master key", keys=True)
     c.add_argument("dir", type=Path, metavar="DIR")

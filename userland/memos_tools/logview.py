@@ -47,6 +47,7 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     ev.UNMERGED: ("fused_id", "fused_version", "sources", "slot"),
     ev.FORKED: ("source", "target", "at_seq", "cubes", "args_hash"),
     ev.SHREDDED: ("target_namespace", "cubes", "rebuilt", "args_hash"),
+    ev.MOVED: ("home_id",),
 }  # fmt: skip
 _CUBES: Final = frozenset(("cube_id", "fused_id"))
 

@@ -4,7 +4,7 @@ Without the MAC key a forged frame looks like a true one. But every second or so
 it, so of several branches the true one is that which a checkpoint signs. What no checkpoint covers yet is *unproven*.
 
 - A frame joins the branch whose head it continues, if its claim is the one in force there: the last that counts, by the rule
-  of counting.py, of the claims that came between.
+  of counting.py, of the claims that came between; and if its records are of its epoch.
 - A checkpoint whose signature is right and whose head is the one before it on its branch proves every record up to that head.
   Who sees them may put them into frames of his own, but later than the kernel did: of several frames that go on from one head
   with proven records, the first in the topic is the kernel's. It is handed out when all of its records are proven: somebody
@@ -28,7 +28,7 @@ from memos_syscalls import limits
 
 from .. import crypto
 from .. import events as ev
-from ..events import Checkpoint, Claim, Damaged, Frame, claim_signature_ok, decode_frame, decode_record
+from ..events import Checkpoint, Claim, Damaged, Frame, Record, claim_signature_ok, decode_frame, decode_record
 from .counting import KNOWN_HEADS_MAX, Kind, Ping, decode
 from .writer import Address, Message
 
@@ -105,6 +105,8 @@ class PublicCounting:
         """Heads of frames that join no branch, with where that which they belong to begins."""
         self._torn: dict[bytes, Finding] = {}
         """Heads that were signed and that no branch has reached, with where what leads to them begins."""
+        self._late: dict[bytes, int] = {}
+        """Hashes of records that a replaced kernel wrote too late, with their offsets: some may be signed."""
         self._findings: list[Finding] = []
 
     def take(self, message: Message) -> list[Proven]:
@@ -171,25 +173,31 @@ class PublicCounting:
     # -- frames ------------------------------------------------------------------------------------------------------
 
     def _take_frame(self, message: Message, frame: Frame) -> list[Proven]:
-        before = self._proven if frame.prev_hash == self._proven.hash else self._nodes.get(frame.prev_hash)
+        try:
+            records = [decode_record(raw) for raw in frame.records]
+        except Damaged as error:
+            self._odd(message, "suspect", str(error))
+            return []
+        if any((record.epoch, record.seq) != (frame.epoch, seq) for seq, record in enumerate(records, frame.first_seq)):
+            # What a replaced kernel signed too late must not count under the claim of another.
+            self._odd(message, "suspect", "is a frame with records of another epoch or place")
+            return []
         hashes: list[bytes] = []
         signed: list[Checkpoint] = []
         hash_, signed_to = frame.prev_hash, -1
-        for seq, raw in enumerate(frame.records, frame.first_seq):
-            checkpoint = self._signed(raw, hash_)
+        for raw, record in zip(frame.records, records, strict=True):
+            checkpoint = self._signed(record, hash_)
             if checkpoint is not None:
                 signed.append(checkpoint)
-                signed_to = seq
+                signed_to = record.seq
             hash_ = crypto.record_hash(hash_, raw)
             hashes.append(hash_)
+        before = self._proven if frame.prev_hash == self._proven.hash else self._nodes.get(frame.prev_hash)
         if before is None or frame.first_seq != before.seq + 1:
-            if frame.first_seq <= self._proven.seq:
-                self._odd(message, "void", f"repeats records from {frame.first_seq} on, or is a late frame")
-            else:
-                self._astray(message, frame, hash_, signed, "that do not follow what is before them")
+            self._astray(message, frame, hashes, signed, "which do not follow what is before them")
             return []
         if (frame.epoch, frame.claim_id) != self._in_force(before):
-            self._astray(message, frame, hash_, signed, "under a claim that is not in force")
+            self._astray(message, frame, hashes, signed, "under a claim that is not in force")
             return []
         if hash_ in self._nodes:
             self._odd(message, "void", f"repeats records from {frame.first_seq} on")
@@ -206,39 +214,41 @@ class PublicCounting:
         )  # fmt: skip
         return self._prove(before) if signed else []
 
-    def _signed(self, raw: bytes, head: bytes) -> Checkpoint | None:
+    def _signed(self, record: Record, head: bytes) -> Checkpoint | None:
         """The checkpoint in a record, if the log's key signed it over this head."""
-        if b"\xaa" + ev.CHECKPOINT.encode() not in raw:
-            return None
-        try:
-            event = next(iter(decode_record(raw).events), None)
-        except Damaged:
-            return None
+        event = record.events[0] if record.events else None
         if event is None or event.name != ev.CHECKPOINT:
             return None
         found = Checkpoint(*event.fields)
-        signed = found.head_hash == head and crypto.verify_signature(
+        good = found.head_hash == head and crypto.verify_signature(
             self.public_key, found.signature, found.signed_bytes(self.log_id)
         )
-        return found if signed else None
+        return found if good else None
 
-    def _astray(self, message: Message, frame: Frame, end: bytes, signed: list[Checkpoint], why: str) -> None:
+    def _astray(self, message: Message, frame: Frame, hashes: list[bytes], signed: list[Checkpoint], why: str) -> None:
         """A frame that joins no branch."""
         if frame.epoch < max(self._in_force(tip)[0] for tip in self._tips()):
             self._odd(message, "void", f"is a late frame of epoch {frame.epoch}")
+            if len(self._late) < LOOSE_MAX:
+                self._late.update(zip(hashes, range(frame.first_seq, frame.first_seq + len(hashes)), strict=True))
+            return
+        if frame.first_seq <= self._proven.seq:
+            self._odd(message, "void", f"repeats records from {frame.first_seq} on")
             return
         what = f"holds records from {frame.first_seq} on, {why}"
         here = Finding(message.offset, frame.first_seq, "suspect", what)
         begins = self._loose.get(frame.prev_hash)
         if begins is None:
-            begins = here._replace(seq=self._first_wrong(frame), kind="torn", what=f"{what}, and that a signed checkpoint covers")
+            torn = f"{what}, and a signed checkpoint says that they are true"
+            begins = here._replace(seq=self._first_wrong(frame), kind="torn", what=torn)
         self._findings.append(here)
-        self._loose[end] = begins
+        self._loose[hashes[-1]] = begins
         if len(self._loose) > LOOSE_MAX:
             del self._loose[next(iter(self._loose))]
         for checkpoint in signed:
-            if checkpoint.head_seq > self._proven.seq and len(self._torn) < LOOSE_MAX:
-                self._torn.setdefault(checkpoint.head_hash, begins)
+            head = checkpoint.head_hash
+            if checkpoint.head_seq > self._proven.seq and head not in self._late and len(self._torn) < LOOSE_MAX:
+                self._torn.setdefault(head, begins)
 
     def _first_wrong(self, frame: Frame) -> int:
         """The first record that cannot be what it was when a loose frame was written, as far as can be seen."""
@@ -297,6 +307,7 @@ class PublicCounting:
                 kept[hash_] = node
         self._nodes, self._bytes = kept, sum(len(node.data) for node in kept.values())
         self.forged += before - len(path) - len(kept)
+        self._late = {hash_: seq for hash_, seq in self._late.items() if seq > self._proven.seq}
         self._claims = [one for one in self._claims if one.at > self._proven.at and one.claim.epoch > self._proven.epoch]
         return found
 

@@ -173,7 +173,13 @@ def record_at(log: EventLog, seq: int) -> tuple[bytes, Record, Frame] | None:
     return None
 
 
-def last_at_or_before(log: EventLog, first_seq: int, time: int) -> int:
+class Frames(Protocol):
+    """Whatever has frames."""
+
+    def frames(self, from_seq: int = 0) -> Iterator[bytes]: ...
+
+
+def last_at_or_before(log: Frames, first_seq: int, time: int) -> int:
     """The last record with time ≤ `time` within the frame that begins at `first_seq`, whose first record qualifies."""
     for data in log.frames(first_seq):
         frame = decode_frame(data)

@@ -18,10 +18,9 @@ from .base import Append, last_at_or_before
 SHARED: Final = b"s"
 
 
-class EmbeddedLog:
-    """Frames in a store. The store's owner holds the single-writer lock."""
+class StoredFrames:
+    """Frames and claims in a store's log family, to be read."""
 
-    kind = "embedded"
     shared = False
 
     def __init__(self, store: Store) -> None:
@@ -41,6 +40,19 @@ class EmbeddedLog:
             break
         for _key, value in self._reader.scan(b"f", start):
             yield value
+
+    def seq_at(self, time: int) -> int | None:
+        if time < 0:
+            return None
+        for _key, value in self._reader.scan(b"t", b"t" + u64(time), reverse=True):
+            return last_at_or_before(self, int.from_bytes(value, "big"), time)
+        return None
+
+
+class EmbeddedLog(StoredFrames):
+    """Frames in a store. The store's owner holds the single-writer lock."""
+
+    kind = "embedded"
 
     def begin(self, append: Append) -> None:
         batch = append.batch
@@ -68,13 +80,6 @@ class EmbeddedLog:
     @property
     def away(self) -> bool:
         return False
-
-    def seq_at(self, time: int) -> int | None:
-        if time < 0:
-            return None
-        for _key, value in self._reader.scan(b"t", b"t" + u64(time), reverse=True):
-            return last_at_or_before(self, int.from_bytes(value, "big"), time)
-        return None
 
     def describe(self) -> dict[str, object]:
         return {**self._store.describe(), "kind": self.kind}
