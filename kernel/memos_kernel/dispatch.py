@@ -129,7 +129,8 @@ class Kernel(Commits):
         for timer in self._timers:
             timer.cancel()
         if self.stopped is None and not self.read_only:
-            while self.gate_closed or self.line:  # noqa: ASYNC110  # Once in a life; an event would be one more to keep right.
+            until = self.loop.time() + STOP_SECONDS
+            while (self.gate_closed or self.line) and not self.log.away and self.loop.time() < until:  # noqa: ASYNC110  # Once in a life.
                 await asyncio.sleep(0.01)
             self.stopped = STOPPING
             self.checkpoint_now()
@@ -141,8 +142,10 @@ class Kernel(Commits):
         for task in list(self.tasks):
             task.cancel()
         if self.succession is not None:
-            # An append that waits for a log out of reach gives up.
+            # What waits for a log, or for keys, out of reach gives up; that is no failure.
+            self.stopped = "the kernel stopped"
             await asyncio.to_thread(self.log.close)
+            await asyncio.to_thread(self.vault.keystore.close)
         await self.end_flusher()
 
     # -- call --------------------------------------------------------------------------------------------------------

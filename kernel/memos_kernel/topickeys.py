@@ -547,8 +547,10 @@ class TopicKeys:
             return self._appender
 
     def close(self) -> None:
-        """End who waits for the broker, and read no more."""
+        """End who waits for the broker, and read no more. Once is enough."""
         # Without the lock: who holds it may be waiting for the broker.
+        if self._closed:
+            return
         self._closed = True
         for end in (self._appender, self._reader):
             if end is not None:

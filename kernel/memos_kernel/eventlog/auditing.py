@@ -35,6 +35,7 @@ from .writer import Address, Message
 PENDING_MAX: Final = 65_536
 PENDING_BYTES_MAX: Final = limits.GIB
 LOOSE_MAX: Final = 65_536
+_CHECKPOINT_FORM: Final = (int, bytes, bytes, bytes, bytes, int, bytes)
 
 
 class Node(NamedTuple):
@@ -217,7 +218,7 @@ class PublicCounting:
     def _signed(self, record: Record, head: bytes) -> Checkpoint | None:
         """The checkpoint in a record, if the log's key signed it over this head."""
         event = record.events[0] if record.events else None
-        if event is None or event.name != ev.CHECKPOINT:
+        if event is None or event.name != ev.CHECKPOINT or tuple(map(type, event.fields)) != _CHECKPOINT_FORM:
             return None
         found = Checkpoint(*event.fields)
         good = found.head_hash == head and crypto.verify_signature(
