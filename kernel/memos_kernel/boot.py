@@ -247,6 +247,8 @@ async def assemble(
         first = opening(keys, head.seq, claim) + moved(View(store.live(VIEW)), keystore)
         await kernel.start((epoch, claim), first)  # claim and epoch.opened are durable now
     effects.start(kernel.durable.seq)  # indexes load while calls are answered already
+    if not kernel.read_only:
+        kernel.spawn(kernel.collect(store.snapshot(PAYLOAD)))
     return kernel
 
 

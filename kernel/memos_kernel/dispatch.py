@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from memos_drivers.stores.base import PAYLOAD, Batch, Store
+from memos_drivers.stores.base import Reader, Store
 from memos_syscalls import limits
 from memos_syscalls import messages as m
 from memos_syscalls.errors import (
@@ -50,6 +50,7 @@ from .eventlog.base import EventLog, record_at
 from .events import Damaged, Record, Slot
 from .governance import raw_id
 from .longreads import LongReads
+from .orphans import orphans
 from .reducer import apply
 from .snapshot import Snapshots
 from .stats import Histogram
@@ -423,13 +424,22 @@ class Kernel(Commits):
         """The write did not come to a record: what was stored for it goes, and its slot is free again."""
         if write.turn.appended:
             return
-        batch = Batch()
-        for key in stored:
-            batch.put(PAYLOAD, key, None)
+        keys = list(stored)
         stored.clear()
-        self.in_thread(lambda: self.store.write(batch), self._key_store_written)
+        if keys:
+            self.in_thread(lambda: self.log.drop_pieces(keys), self._key_store_written)
         if reserved is not None:
             self.vault.release(reserved)
+
+    async def collect(self, payloads: Reader) -> None:
+        """Remove what earlier epochs stored and no record names. `payloads` is as of the beginning of this epoch."""
+        try:
+            keys: list[bytes] = await self.effects.in_thread(orphans, payloads, self.frozen_view())
+        except MemAgain:
+            return  # The kernel is stopping already; the next one looks again.
+        if keys:
+            log_.info("removing %d pieces of contents that never came to a record", len(keys))
+            self.in_thread(lambda: self.log.drop_pieces(keys), self._key_store_written)
 
     def _drop(self) -> None:
         """Forget what a decision made that was not applied."""

@@ -329,8 +329,8 @@ class PublicCounting:
         return [node for node in self._nodes.values() if node.hash not in parents] or [self._proven]
 
     def rest(self) -> list[Proven]:
-        """At the end: what no checkpoint covers yet, as far as there is one branch of it only; with `unproven` and the last
-        findings. Nothing more may be taken."""
+        """At the end: the frames up to the one that ends with the newest checkpoint, if nobody put another in its place; with
+        `unproven` and the last findings. Nothing more may be taken."""
         path: list[Node] = []
         head = self._proven
         while True:
@@ -339,9 +339,10 @@ class PublicCounting:
                 break
             path.append(children[0])
             head = children[0]
-        signed_to = max((node.signed_to for node in path), default=-1)
-        if len(children) > 1 or (path and signed_to < path[-1].seq):
-            self.unproven = max(signed_to, self._proven.seq) + 1
+        certain = max((n for n, node in enumerate(path, 1) if node.signed_to == node.seq), default=0)
+        last = path[certain - 1] if certain else self._proven
+        if certain < len(path) or children:
+            self.unproven = last.seq + 1
         for node in children:
             assert node.address is not None
             what = f"goes on from record {head.seq} in another way than others do, and none of them is signed"
@@ -352,5 +353,5 @@ class PublicCounting:
         for torn in dict.fromkeys(self._torn.values()):
             self._findings = [one for one in self._findings if (one.offset, one.kind) != (torn.offset, "suspect")]
             self._findings.append(torn)
-        found = list(self._proven_by(path))
-        return found + [Proven(one.address, one.data, one.claim, head.seq, head.hash) for one in self._after(head)]
+        found = list(self._proven_by(path[:certain]))
+        return found + [Proven(one.address, one.data, one.claim, last.seq, last.hash) for one in self._after(last)]

@@ -92,6 +92,10 @@ class EventLog(Protocol):
         """Return when every piece that was put is durable. In any thread."""
         ...
 
+    def drop_pieces(self, keys: list[bytes]) -> None:
+        """Remove pieces that no record names and none will. In any thread."""
+        ...
+
     def fresh(self, within: float = ...) -> bool:
         """Whether nobody can have replaced this kernel longer ago than `within` seconds."""
         ...

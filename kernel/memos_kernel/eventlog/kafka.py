@@ -135,6 +135,12 @@ class KafkaLog(StoredFrames):
             # Reports about a frame are for the thread that waits for them.
             self._producer.poll(0)
 
+    def drop_pieces(self, keys: list[bytes]) -> None:
+        self.payloads.tombstone(keys)
+        batch = Batch()
+        batch.puts = [(PAYLOAD, key, None) for key in keys]
+        self._store.write(batch)
+
     def compare(self) -> list[tuple[int, str]]:
         """Read the topic again from its beginning, and compare it with the mirror up to what was kept when this began: offset
         and what is wrong there. In a thread; raises `OutOfReach` or `Ended`."""

@@ -66,6 +66,11 @@ class MemoryLog:
     def sync_pieces(self) -> None:
         self._store.sync()
 
+    def drop_pieces(self, keys: list[bytes]) -> None:
+        batch = Batch()
+        batch.puts = [(PAYLOAD, key, None) for key in keys]
+        self._store.write(batch)
+
     def fresh(self, within: float = 0) -> bool:
         return True
 
