@@ -6,6 +6,8 @@ there the topic is to be named (topicoffline.py). Nothing is written.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,21 +18,32 @@ from memos_drivers.stores.rocks import RocksStore
 from . import masterkey
 from .chain import LogKeys
 from .eventlog import mirror
+from .eventlog.counting import Kind
 from .eventlog.embedded import EmbeddedLog
+from .events import Slot
 from .keystore import Keys, KeyStore
+from .state import u64
 from .vault import Vault
 
 
 class Oddity(NamedTuple):
-    """A message of a topic that does not count, and was not merely late: where, what it is, whether it proves a loss."""
+    """A message of a topic that does not count: where it is, which record it is about, what kind it is (see counting.py), and
+    why. `torn` ones prove that records are missing or changed; anybody may have put others there, and late ones are usual."""
 
     topic_offset: int
+    offset: int
+    kind: Kind
     what: str
-    torn: bool
+
+    @property
+    def torn(self) -> bool:
+        return self.kind == "torn"
 
 
 class Offline(AbstractContextManager["Offline"]):
     """`keystore`, `keys` and `vault` are None without the master key."""
+
+    is_topic = False
 
     def __init__(self, source: str, path: Path, store: RocksStore, log: EmbeddedLog) -> None:
         self.source = source
@@ -43,18 +56,37 @@ class Offline(AbstractContextManager["Offline"]):
         self.keys: LogKeys | None = None
         self.vault: Vault | None = None
         self.oddities: list[Oddity] = []
-        """What in a topic does not count; the first of them."""
-        self.odd = 0
-        """How many there are."""
+        """What in a topic does not count; the first of each kind."""
+        self.counts: Counter[Kind] = Counter()
+        """How many of each kind there are."""
+        self.view_problem: str | None = None
+        """Why the view of a topic ends before its log does."""
         self.unproven: int | None = None
-        """First offset that no signed checkpoint covers, when the log was read without its keys."""
-        self.is_topic = False
+        """First offset that no signed checkpoint covers, when a topic was read without its keys: the log ends before it."""
 
     def use(self, keystore: Keys) -> None:
         """Read with these keys; raises `keystore.WrongKey`."""
         self.keystore = keystore
         self.keys = LogKeys.derive(keystore.header.log_id, *keystore.secrets())
         self.vault = Vault(keystore, keystore.header.epoch, self.keys.log_id, self.store.live(PAYLOAD))
+
+    def topic_offset(self, seq: int) -> int | None:
+        """Where in its topic a record's frame stands; None in a log of its own."""
+        rows = self.store.live(LOG)
+        for key, _where in rows.scan(b"a", b"a" + u64(seq), reverse=True) if self.is_topic else ():
+            return mirror.frame_address(rows, int.from_bytes(key[1:], "big"))
+        return None
+
+    def piece_offset(self, key: bytes) -> int | None:
+        """Where in the topic of large contents a piece stands; None in a log of its own, and for one that is not there."""
+        return None
+
+    def read_on(self) -> None:
+        """Take in what a topic got since. Raises as `open_topic`."""
+
+    def remains(self, slots: Iterable[Slot]) -> list[tuple[Slot, int]]:
+        """Which of these destroyed keys are still on a broker, and where in the keys topic; needs the keys."""
+        return []
 
     def close(self) -> None:
         for opened in (self.keystore, self.segment_keys):

@@ -4,7 +4,7 @@ The topic is read to its end into a directory that goes when it is closed, so th
 
 - with the master key: the keys come from the keys topic, and what counts is what bears the right MAC (counting.py)
 - without: what counts is what signed checkpoints prove (auditing.py), with the public key that the caller trusts, or else the
-  one that the topic names itself
+  one that the topic names itself; the log ends before the first record that none proves
 
 Nothing is written to Kafka. Disk: as much as the topic holds.
 """
@@ -13,26 +13,28 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from memos_drivers.stores.base import PAYLOAD, VIEW, Batch
+from memos_drivers.stores.base import LOG, PAYLOAD, VIEW, Batch
 from memos_drivers.stores.rocks import RocksStore
 from memos_syscalls import limits
 
 from . import masterkey
+from .chain import LogKeys
 from .eventlog import mirror
-from .eventlog.auditing import Proven, PublicCounting
+from .eventlog.auditing import PublicCounting
 from .eventlog.base import Ended, OutOfReach
-from .eventlog.counting import Counting
+from .eventlog.counting import Counting, decode
 from .eventlog.link import BadLink, Link
 from .eventlog.mirror import Counted, MirrorLog, Origin
 from .eventlog.partition import NoTopic, Reader
 from .eventlog.payloadtopic import PayloadTopic
 from .eventlog.tail import message_of, owner_of
 from .eventlog.writer import Address, Message
-from .events import Claim, Damaged, Frame
+from .events import Claim, Damaged, Frame, Slot, claim_signature_ok
 from .offline import Oddity, Offline
 from .state import Tables
 from .topickeys import ManyRoots, NoRoot, TopicKeys
@@ -44,6 +46,12 @@ TROUBLES: Final = (BadLink, Ended, OutOfReach, NoTopic, NoRoot, ManyRoots)
 BATCH_MESSAGES: Final = 1024
 BATCH_BYTES: Final = 8 * limits.MIB
 ODDITIES_MAX: Final = 100
+NOWHERE: Final = -1
+"""Offset of what is not at one."""
+_PIECE: Final = b"m"
+"""Row of the log family: key of a piece → its offset in the topic of large contents."""
+_UNFIT: Final = (Damaged, TypeError, ValueError, LookupError, AttributeError)
+"""What records that this log's kernel did not write may lead to."""
 
 
 class TopicOffline(Offline):
@@ -51,7 +59,49 @@ class TopicOffline(Offline):
 
     is_topic = True
 
+    def __init__(self, link: Link, url: str, path: Path, store: RocksStore) -> None:
+        super().__init__(url, path, store, MirrorLog(store))
+        self.link = link
+        self._topic_keys: TopicKeys | None = None
+        self._reader: Reader | None = None
+        self._take: Callable[[Message], Iterable[Counted]] = lambda _message: ()
+
+    def open_keys(self, keys: TopicKeys) -> None:
+        self._topic_keys = keys
+        self.use(keys)
+
+    def begin(self, take: Callable[[Message], Iterable[Counted]], progress: Progress | None) -> None:
+        """Read what is there, and keep what `take` says of each message."""
+        self._take = take
+        self._reader = Reader(self.link, self.link.topic, batch=BATCH_MESSAGES)
+        keep(self, self._counted(progress))
+
+    def read_on(self) -> None:
+        keep(self, self._counted(None))
+
+    def _counted(self, progress: Progress | None) -> Iterator[Counted]:
+        assert self._reader is not None
+        for number, message in enumerate(self._reader.to_end(), 1):
+            yield from self._take(message_of(message))
+            if progress is not None and number % BATCH_MESSAGES == 0:
+                progress(number)
+
+    def piece_offset(self, key: bytes) -> int | None:
+        data = self.store.live(LOG).get(_PIECE + key)
+        return None if data is None else int.from_bytes(data, "big")
+
+    def remains(self, slots: Iterable[Slot]) -> list[tuple[Slot, int]]:
+        assert self._topic_keys is not None, "needs the keys"
+        return [(one.slot, one.offset) for one in self._topic_keys.remains(slots)]
+
+    def odd(self, oddity: Oddity) -> None:
+        self.counts[oddity.kind] += 1
+        if self.counts[oddity.kind] <= ODDITIES_MAX:
+            self.oddities.append(oddity)
+
     def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
         super().close()
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -60,7 +110,7 @@ def open_topic(
     url: str, options: Mapping[str, str] | None = None, *, master: bytes | None = None, public_key: bytes | None = None,
     progress: Progress | None = None,
 ) -> TopicOffline:  # fmt: skip
-    """Read a log from Kafka. Raises one of `TROUBLES`, or `WrongKey`."""
+    """Read a log from Kafka. `progress` hears how many messages were read. Raises one of `TROUBLES`, or `WrongKey`."""
     link = Link.parse(url, options)
     path = Path(tempfile.mkdtemp(prefix="memos-topic-"))
     try:
@@ -68,100 +118,115 @@ def open_topic(
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    found = TopicOffline(url, path, store, MirrorLog(store))
-    found.is_topic = True
+    found = TopicOffline(link, url, path, store)
     try:
         if master is not None:
-            found.use(TopicKeys(link, master, log_id=owner_of(link), read_only=True))
-        _read(found, link, public_key, progress)
-        _read_payloads(found, link)
-        # The view that follows from it; a record that does not fit what is before it is for verify to name.
-        replay(found.log, None, Tables(store.live(VIEW), 0), store.write)
-    except Damaged as error:
-        found.oddities.append(Oddity(-1, str(error), True))
+            # Before the records: what the key store remembers must be in them.
+            found.open_keys(TopicKeys(link, master, log_id=owner_of(link), read_only=True))
+        if found.keys is not None:
+            found.begin(partial(_by_mac, found, _counting(found.keys)), progress)
+        else:
+            _by_signature(found, public_key, progress)
+        _read_payloads(found)
+        try:
+            # The view that follows from it.
+            replay(found.log, None, Tables(store.live(VIEW), 0), store.write)
+        except _UNFIT as error:
+            # Verify walks the log itself and names the record.
+            found.view_problem = f"the view cannot be made from the records: {error}"
     except BaseException:
         found.close()
         raise
     return found
 
 
-def _messages(link: Link) -> Iterator[Message]:
-    reader = Reader(link, link.topic, batch=BATCH_MESSAGES)
-    try:
-        for message in reader.to_end():
-            yield message_of(message)
-    finally:
-        reader.close()
-
-
-def _read(found: TopicOffline, link: Link, public_key: bytes | None, progress: Progress | None) -> None:
-    keys = found.keys
-    counted = _by_mac(found, link) if keys is not None else _by_signature(found, link, public_key)
+def keep(found: TopicOffline, counted: Iterable[Counted]) -> None:
+    """Write what counts to the directory, as a kernel's mirror has it."""
     batch, held = Batch(), 0
-    for number, item in enumerate(counted):
-        if number == 0 and isinstance(item.message, Claim):
-            mirror.put_origin(batch, Origin(item.message.log_id, link.topic, ""))
+    for item in counted:
+        if not batch.puts and mirror.origin(found.store.live(LOG)) is None:
+            mirror.put_origin(batch, Origin(item.message.log_id, found.link.topic, ""))
         mirror.put(batch, item)
         held += len(item.data)
         if held > BATCH_BYTES:
             found.store.write(batch)
             batch, held = Batch(), 0
-        if progress is not None:
-            progress(item.seq + 1)
     found.store.write(batch)
 
 
-def _by_mac(found: TopicOffline, link: Link) -> Iterator[Counted]:
-    keys = found.keys
-    assert keys is not None
-    counting = Counting(keys.log_id, keys.signer.public_key, keys.frame_mac)
-    for message in _messages(link):
-        verdict = counting.take(message.data)
-        at = counting.at
-        if verdict.kind in ("suspect", "torn", "foreign"):
-            _odd(found, Oddity(message.offset, verdict.why, verdict.kind == "torn"))
-        elif verdict.counts and isinstance(verdict.message, Claim | Frame):
-            yield Counted(Address.of(message), message.data, verdict.message, at.seq, at.hash)
+def _counting(keys: LogKeys) -> Counting:
+    return Counting(keys.log_id, keys.signer.public_key, keys.frame_mac)
 
 
-def _by_signature(found: TopicOffline, link: Link, public_key: bytes | None) -> Iterator[Counted]:
-    counting = PublicCounting(public_key=public_key)
-    proven = -1
-    for message in _messages(link):
-        for item in counting.take(message):
-            proven = item.seq
-            yield _kept(item)
-    for item in counting.rest():
-        if isinstance(item.message, Frame) and found.unproven is None:
-            found.unproven = proven + 1
-        yield _kept(item)
-    for offset, what in counting.problems:
-        _odd(found, Oddity(offset, what, "follow" in what))
+def _by_mac(found: TopicOffline, counting: Counting, message: Message) -> Iterator[Counted]:
+    verdict = counting.take(message.data)
+    at = counting.at
+    if not verdict.counts:
+        found.odd(Oddity(message.offset, at.seq + 1, verdict.kind, verdict.why))
+    elif isinstance(verdict.message, Claim | Frame):
+        yield Counted(Address.of(message), message.data, verdict.message, at.seq, at.hash)
 
 
-def _kept(item: Proven) -> Counted:
-    return Counted(*item)
+def _by_signature(found: TopicOffline, public_key: bytes | None, progress: Progress | None) -> None:
+    """Whose word it is: the key that is given, or that of the topic's first claim."""
+    first = first_claim(found.link, public_key)
+    if first is None:
+        if public_key is not None and first_claim(found.link) is not None:
+            what = "holds no claim of the public key that was given: the topic is another log's, or was rewritten"
+            found.odd(Oddity(NOWHERE, 0, "torn", what))
+        return
+    counting = PublicCounting(first.log_id, first.public_key)
+
+    def told() -> None:
+        for finding in counting.findings():
+            found.odd(Oddity(*finding))
+
+    def take(message: Message) -> Iterator[Counted]:
+        yield from (Counted(*item) for item in counting.take(message))
+        told()
+
+    try:
+        found.begin(take, progress)
+    except Damaged as error:
+        found.odd(Oddity(NOWHERE, counting.proven + 1, "suspect", str(error)))
+    keep(found, (Counted(*item) for item in counting.rest()))
+    told()
+    found.unproven = counting.unproven
 
 
-def _odd(found: TopicOffline, oddity: Oddity) -> None:
-    found.odd += 1
-    if len(found.oddities) < ODDITIES_MAX:
-        found.oddities.append(oddity)
+def first_claim(link: Link, public_key: bytes | None = None) -> Claim | None:
+    """The first claim in a topic that is signed by its own key, or by the one that is given."""
+    reader = Reader(link, link.topic, batch=BATCH_MESSAGES)
+    try:
+        for message in reader.to_end():
+            data = message.value() or b""
+            try:
+                claim = decode(data)
+            except Damaged:
+                continue
+            if not isinstance(claim, Claim) or public_key not in (None, claim.public_key):
+                continue
+            if claim_signature_ok(claim.public_key, data):
+                return claim
+        return None
+    finally:
+        reader.close()
 
 
-def _read_payloads(found: TopicOffline, link: Link) -> None:
+def _read_payloads(found: TopicOffline) -> None:
     """Pieces of large contents; what a message says of itself is checked when it is read."""
     batch, held = Batch(), 0
 
-    def sink(key: bytes, value: bytes | None, _offset: int) -> None:
+    def sink(key: bytes, value: bytes | None, offset: int) -> None:
         nonlocal batch, held
         batch.put(PAYLOAD, key, value)
+        batch.put(LOG, _PIECE + key, offset.to_bytes(8, "big"))
         held += len(value or b"")
         if held > BATCH_BYTES:
             found.store.write(batch)
             batch, held = Batch(), 0
 
-    topic = PayloadTopic(link)
+    topic = PayloadTopic(found.link)
     try:
         topic.read_on(0, sink)
     finally:

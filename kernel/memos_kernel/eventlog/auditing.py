@@ -128,6 +128,11 @@ class PublicCounting:
             self._odd(message, "suspect", "is a frame without records")
         return []
 
+    @property
+    def proven(self) -> int:
+        """Offset of the newest record that is proven; -1 when none is."""
+        return self._proven.seq
+
     def findings(self) -> list[Finding]:
         """What did not count in the messages since the last time."""
         found, self._findings = self._findings, []

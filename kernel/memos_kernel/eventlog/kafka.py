@@ -48,6 +48,8 @@ AWAY_SECONDS: Final = 0.5
 ASK_SECONDS: Final = 2.0
 """How long an append may take before a broker is asked whether the topic is still there, and between two such questions."""
 MISSING_TIMES: Final = 3
+UNSEEN_SECONDS: Final = 10.0
+"""How long what the broker confirmed may take to arrive."""
 
 
 def boottime() -> float:
@@ -287,6 +289,7 @@ class KafkaLog(StoredFrames):
                 if self.now() - self._begun > FRESH_SECONDS:
                     # Should the topic have lost its tail just before our frame, something later shows it.
                     self.ask()
+                    self._give_up_unseen()
                 with self._changed:
                     if not (writer.acknowledged or writer.lost or writer.phase in (*ENDED, "doubt")):
                         self._changed.wait(CALM_SECONDS)
@@ -345,8 +348,13 @@ class KafkaLog(StoredFrames):
         """Whether we know that nobody had replaced us `within` seconds ago."""
         return self._writer.sure and self.now() - self._writer.fresh_at <= within
 
+    def _give_up_unseen(self) -> None:
+        with self._changed:
+            self._writer.give_up_unseen(self.now() - UNSEEN_SECONDS)
+
     def ask(self) -> None:
         """Find out whether we still are the writer; `on_fresh` tells."""
+        self._give_up_unseen()
         with self._changed:
             ping = self._writer.ping(self.now())
             if ping is not None:

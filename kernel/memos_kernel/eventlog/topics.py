@@ -141,8 +141,10 @@ def id_now(link: Link, timeout: float = _ONCE_SECONDS) -> str | None:
     """The id of the records topic as a broker knows it now, "" when there is none; None when nobody could be asked."""
     from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
+    # Kept until the answer is there: a client that nobody holds is ended, and its questions with it.
+    client = link.admin()
     try:
-        future = link.admin().describe_topics(TopicCollection([link.topic]), request_timeout=timeout)[link.topic]
+        future = client.describe_topics(TopicCollection([link.topic]), request_timeout=timeout)[link.topic]
         return _id(future.result(timeout + 1).topic_id)
     except KafkaException as error:
         return "" if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART else None

@@ -252,6 +252,12 @@ class Writer:
         self._end("broken", f"the message at the topic's offset {at.offset}, which this kernel had accepted, {what}: "
                   "the topic lost its tail, or was replaced")  # fmt: skip
 
+    def give_up_unseen(self, begun_before: float) -> None:
+        """What was confirmed long ago and never arrived was lost on the way to us: only a new claim tells what became of it."""
+        for sent, seen in ((self.frame, self.frame_at), (self._ping, None)):
+            if sent is not None and seen is None and sent.begun < begun_before and self._confirmed >= sent.n:
+                self.failed("what the broker confirmed does not arrive")
+
     def truncated(self, why: str) -> None:
         """The consumer noticed by itself that the topic is not what it was."""
         self._end("broken", why)
