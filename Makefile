@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test check lint crash bench docs clean
+.PHONY: setup demo demo-kafka test check lint crash sim bench docs clean
 
 setup: .venv/.installed
 
@@ -22,6 +22,9 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/python -m memos_tools.demo
 
+demo-kafka: setup
+	$(BIN)/python -m memos_tools.demo_kafka
+
 test: .venv/.developing
 	$(BIN)/python -m pytest
 
@@ -34,6 +37,9 @@ check: lint
 
 crash: .venv/.developing
 	MEMOS_CRASH_ROUNDS=200 $(BIN)/python -m pytest tests/crash
+
+sim: .venv/.developing
+	$(BIN)/python -m tests.sim.run --seeds 10000
 
 bench: .venv/.developing
 	bash tests/bench/run.sh

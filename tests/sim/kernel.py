@@ -30,6 +30,7 @@ MAC_KEY: Final = b"mac " * 8
 FRESH_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 10.0
 CLAIM_SECONDS: Final = 6.0
+MISSED_SECONDS: Final = 8.0
 READ_SECONDS: Final = 3.0
 FRAME_REQUESTS_MAX: Final = 8
 
@@ -185,6 +186,7 @@ class Kernel:
         self._looking = False
         self._producer = world.producer(self)
         self._claim_since = 0.0
+        self._confirmed = 0
         self._claim_entry: Entry | None = None
         self._frame_entry: Entry | None = None
         self._frame_since = 0.0
@@ -217,6 +219,8 @@ class Kernel:
         self.advance()
 
     def on_report(self, n: int, error: str | None, offset: int) -> None:
+        if error is None:
+            self._confirmed = max(self._confirmed, n)
         self.writer.delivered(n, error, offset)
         self.advance()
 
@@ -246,6 +250,10 @@ class Kernel:
         self._reads = [(c, b) for c, b in self._reads if now - b <= READ_SECONDS]
         if self.open and self.writer.frame is not None and now - self._frame_since > 1.0:
             self._ping()
+        frame = self.writer.frame if self._frame_entry is None else None
+        if frame is not None and self._confirmed >= frame.n and now - self._frame_since > MISSED_SECONDS:
+            # It was there, and was lost before we read it: no error comes, and nothing arrives. A claim settles it.
+            self.writer.failed("what was confirmed does not arrive")
         if self.writer.phase == "claiming" and now - self._claim_since > CLAIM_SECONDS:
             self._claim_again()
         self.advance()
@@ -259,7 +267,7 @@ class Kernel:
             self._feed(*self._buffer.popleft())
         if writer.look is not None and not self._looking and writer.phase not in ENDED:
             self._looking = True
-            self.world.look(self, writer.look)
+            self._look(writer.look)
         if writer.phase != "broken" and (writer.look is None or not self.waits_for_looks):
             self._settle()
         if writer.phase in ENDED:
@@ -281,6 +289,9 @@ class Kernel:
                 self._claim_entry, self.epoch = entry, self.writer.counting.at.epoch
         if self.writer.frame is not None and message.data == self.writer.frame.data and verdict.counts:
             self._frame_entry = entry
+
+    def _look(self, at: Address) -> None:
+        self.world.look(self, at)
 
     def _settle(self) -> None:
         """What became of the frame under way; and what counted goes to the mirror, in order."""

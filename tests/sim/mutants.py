@@ -8,22 +8,12 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from tests.sim.kernel import Done, Kernel, requests
+from tests.sim.partition import Entry
 
 from memos_kernel import crypto
 from memos_kernel.eventlog.counting import Counting, Verdict
-from memos_kernel.eventlog.writer import Message, Phase, Writer
+from memos_kernel.eventlog.writer import Address, Message, Phase, Writer
 from memos_kernel.events import Claim, Frame, claim_signature_ok, decode_frame
-
-
-class Unlooking(Writer):
-    """Takes it for granted that what it read still stands where it stood."""
-
-    def arrived(self, message: Message) -> Verdict:
-        verdict = super().arrived(message)
-        if self.look is not None:
-            self.look = None
-            self.fresh_at = max(self.fresh_at, self._fresh_after_look)
-        return verdict
 
 
 class LookingAtBytes(Writer):
@@ -51,7 +41,8 @@ class AcknowledgingAcceptance(Writer):
 
     @property
     def acknowledged(self) -> bool:
-        return self.frame is not None and self.frame_at is not None and self.look is None and self.phase not in ("broken", "claiming")
+        accepted = self.frame is not None and self.frame_at is not None
+        return accepted and self.look is None and self.phase not in ("broken", "claiming")
 
 
 class GivingUpEarly(Writer):
@@ -82,7 +73,7 @@ class AnyClaim(Counting):
 
     def _claim(self, data: bytes, claim: Claim) -> Verdict:
         at = self.at
-        if claim.public_key != self.public_key or not claim_signature_ok(self.public_key, data) or claim.claim_id in at.claim_ids:
+        if claim.claim_id in at.claim_ids or not claim_signature_ok(self.public_key, data):
             return super()._claim(data, claim)
         at.epoch, at.claim_id = claim.epoch, claim.claim_id
         at.claim_ids.add(claim.claim_id)
@@ -118,10 +109,6 @@ class AnyMac(Counting):
         for raw in frame.records:
             hash_ = crypto.record_hash(hash_, raw)
         return hash_
-
-
-class UnlookingKernel(Kernel):
-    writer_type = Unlooking
 
 
 class LookingAtBytesKernel(Kernel):
@@ -160,6 +147,21 @@ class AnyMacKernel(Kernel):
     counting_type = AnyMac
 
 
+class Remembering(Kernel):
+    """Looks into its own memory instead of at the topic."""
+
+    _memory: tuple[Message, ...] = ()
+
+    def _feed(self, message: Message, entry: Entry) -> None:
+        self._memory += (message,)
+        super()._feed(message, entry)
+
+    def _look(self, at: Address) -> None:
+        known = [*(row[0] for row in self.mirror.rows), *self._memory]
+        found = next(message for message in reversed(known) if Address.of(message) == at)
+        self.world.later(0.01, self.world.deliver, self, self.on_looked, found)
+
+
 class MirroringBeforeLooking(Kernel):
     """Keeps what counts at once, and so keeps what a look would have refused."""
 
@@ -177,7 +179,7 @@ class AcknowledgingDelivery(Kernel):
 
     def _settle(self) -> None:
         sent = self.writer.frame
-        if sent is not None and self.writer._confirmed >= sent.n and self._frame_entry is None:
+        if sent is not None and self._confirmed >= sent.n and self._frame_entry is None:
             frame = decode_frame(sent.data)
             entry = next((e for e in reversed(self.world.partition.visible) if e.data == sent.data), None)
             hash_ = frame.prev_hash
@@ -210,18 +212,18 @@ def _mutant(kernel: type[Kernel], first: int, *faults: str) -> Mutant:
 
 
 MUTANTS: Final = (
-    _mutant(UnlookingKernel, 0, "power", "refills", "pauses"),
+    _mutant(Remembering, 0, "power", "refills", "pauses"),
     _mutant(LookingAtBytesKernel, 0, "power", "refills", "pauses"),
     _mutant(LookingWhileOpenKernel, 0, "power", "refills", "standbys", "takeovers", "wipes", "pauses"),
-    _mutant(AcknowledgingAcceptanceKernel, 0, "followers", "unclean", "elections", "forgets"),
+    _mutant(AcknowledgingAcceptanceKernel, 0, "early views", "followers", "unclean", "elections", "forgets"),
     _mutant(AcknowledgingDelivery, 0, "takeovers", "standbys", "pauses", "late wire"),
-    _mutant(GivingUpEarlyKernel, 0, "false failures", "late wire", "elections", "unclean", "followers"),
+    _mutant(GivingUpEarlyKernel, 0, "early views", "false failures", "late wire", "elections", "unclean", "followers"),
     _mutant(UnfencedKernel, 0, "takeovers", "standbys", "late wire"),
     _mutant(AlwaysFreshKernel, 0, "takeovers", "standbys", "pauses"),
     _mutant(AnyClaimKernel, 0, "copies", "takeovers", "standbys", "late wire", "false failures"),
     _mutant(AnyFrameKernel, 0, "takeovers", "standbys", "late wire", "crashes"),
     _mutant(AnyMacKernel, 0, "forgeries"),
     _mutant(MirroringBeforeLooking, 0, "power", "refills", "standbys", "takeovers", "wipes", "pauses"),
-    _mutant(OpeningEarly, 0, "followers", "unclean", "elections", "takeovers", "crashes", "standbys"),
+    _mutant(OpeningEarly, 0, "early views", "followers", "unclean", "elections", "takeovers", "crashes", "standbys"),
     _mutant(Forgetful, 0, "crashes", "lost replies", "false failures"),
 )

@@ -122,7 +122,7 @@ class Oracle:
                 newest = ack
                 break
         if newest is not None and (len(state.hashes) <= newest.seq or state.hashes[newest.seq] != newest.hash):
-            self._fail("reads are fresh", f"{kernel} read {len(state.hashes)} records, without offset {newest.seq} by {newest.by}")
+            self._fail("reads are fresh", f"{kernel} read {len(state.hashes)} records, not offset {newest.seq} by {newest.by}")
 
     def ended(self, kernel: Kernel) -> None:
         if kernel.writer.phase == "broken" and not self.world.partition.pasts:

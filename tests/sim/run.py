@@ -1,4 +1,4 @@
-"""Many seeds of the simulation, on all processors: `python -m tests.sim.run --seeds 10000`, or `--seed N` for one with its trace."""
+"""Many seeds of the simulation, on all processors: `python -m tests.sim.run`. With `--seed N` one of them, and its trace."""
 
 from __future__ import annotations
 

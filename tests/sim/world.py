@@ -37,6 +37,7 @@ EVENTS_MAX: Final = 60_000
 FAULTS: Final = (
     "slow wire", "late wire", "lost requests", "lost replies", "false failures", "denials", "followers", "elections", "unclean",
     "power", "pauses", "crashes", "takeovers", "standbys", "forgets", "copies", "forgeries", "refills", "wipes",
+    "early views",
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ class World:
         self.now = 0.0
         self.denied_until = 0.0
         self.calm = False
-        self.partition = Partition(strict=self.random.random() < 0.7)
+        self.partition = Partition(strict="early views" not in self.faults)
         self.notices_divergence = self.random.random() < 0.5
         self.partition.on_change = self._changed
         self.oracle = Oracle(self)
