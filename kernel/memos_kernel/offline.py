@@ -20,7 +20,7 @@ from .chain import LogKeys
 from .eventlog import mirror
 from .eventlog.counting import Kind
 from .eventlog.embedded import EmbeddedLog
-from .events import Slot
+from .events import Slot, unpack
 from .keystore import Keys, KeyStore
 from .state import u64
 from .vault import Vault
@@ -73,8 +73,9 @@ class Offline(AbstractContextManager["Offline"]):
     def topic_offset(self, seq: int) -> int | None:
         """Where in its topic a record's frame stands; None in a log of its own."""
         rows = self.store.live(LOG)
-        for key, _where in rows.scan(b"a", b"a" + u64(seq), reverse=True) if self.is_topic else ():
-            return mirror.frame_address(rows, int.from_bytes(key[1:], "big"))
+        for _key, where in rows.scan(b"a", b"a" + u64(seq), reverse=True) if self.is_topic else ():
+            offset, _leader_epoch, last_seq, _hash = unpack(where)
+            return int(offset) if seq <= last_seq else None
         return None
 
     def piece_offset(self, key: bytes) -> int | None:

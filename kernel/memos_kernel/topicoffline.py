@@ -70,7 +70,7 @@ class TopicOffline(Offline):
         self._topic_keys = keys
         self.use(keys)
 
-    def begin(self, take: Callable[[Message], Iterable[Counted]], progress: Progress | None) -> None:
+    def start(self, take: Callable[[Message], Iterable[Counted]], progress: Progress | None) -> None:
         """Read what is there, and keep what `take` says of each message."""
         self._take = take
         self._reader = Reader(self.link, self.link.topic, batch=BATCH_MESSAGES)
@@ -124,7 +124,7 @@ def open_topic(
             # Before the records: what the key store remembers must be in them.
             found.open_keys(TopicKeys(link, master, log_id=owner_of(link), read_only=True))
         if found.keys is not None:
-            found.begin(partial(_by_mac, found, _counting(found.keys)), progress)
+            found.start(partial(_by_mac, found, _counting(found.keys)), progress)
         else:
             _by_signature(found, public_key, progress)
         _read_payloads(found)
@@ -186,7 +186,7 @@ def _by_signature(found: TopicOffline, public_key: bytes | None, progress: Progr
         told()
 
     try:
-        found.begin(take, progress)
+        found.start(take, progress)
     except Damaged as error:
         found.odd(Oddity(NOWHERE, counting.proven + 1, "suspect", str(error)))
     keep(found, (Counted(*item) for item in counting.rest()))

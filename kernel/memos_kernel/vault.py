@@ -83,14 +83,22 @@ class Vault:
 
     def prepare(self) -> None:
         """Make one more block of slots durable. Blocks on the disk: run it in a thread, one at a time."""
-        block, self._next_block = self._next_block, self._next_block + 1
-        self._free.extend(self.keystore.prepare(self.epoch, block))
+        with self._lock:
+            epoch, block = self.epoch, self._next_block
+            self._next_block += 1
+        made = self.keystore.prepare(epoch, block)
+        with self._lock:
+            # An epoch that ended meanwhile uses its slots no more.
+            if epoch == self.epoch:
+                self._free.extend(made)
 
     def begin_epoch(self, epoch: int) -> None:
         """Slots of the epoch before that are not used yet never will be: they were destroyed."""
-        self.epoch = epoch
-        self._next_block = 0
-        self._free.clear()
+        with self._lock:
+            # Together: a block of the new epoch must not be made twice.
+            self.epoch = epoch
+            self._next_block = 0
+            self._free.clear()
         self._taken.clear()
         self._sealed.clear()
         self.pending_payloads.clear()
@@ -110,9 +118,9 @@ class Vault:
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Take back a reserved slot that nothing names."""
+        """Take back a reserved slot that nothing names; one of an epoch that ended was destroyed with it."""
         key = self._key(slot)
-        if key is not None:
+        if key is not None and slot.epoch == self.epoch:
             self._free.appendleft((slot, key))
 
     def kept(self) -> None:
@@ -122,7 +130,7 @@ class Vault:
 
     def given_up(self) -> None:
         """The decision that was being made is dropped: its slots are free again, its ciphertext is forgotten."""
-        self._free.extendleft(reversed(self._taken))
+        self._free.extendleft(taken for taken in reversed(self._taken) if taken[0].epoch == self.epoch)
         for payload_id in self._sealed:
             self.pending_payloads.pop(payload_id, None)
         self.kept()

@@ -305,14 +305,18 @@ class PublicCounting:
                 self._heads.append(self._proven.hash)
             self._heads.append(node.hash)
             self._proven = node._replace(data=b"", hashes=())
-        before = len(self._nodes)
+        counts = {node.hash for node in path}
         kept: dict[bytes, Node] = {}
         for hash_, node in self._nodes.items():
             # A frame came after the one that it continues.
             if node.parent == self._proven.hash or node.parent in kept:
                 kept[hash_] = node
+            elif hash_ not in counts:
+                assert node.address is not None
+                self.forged += 1
+                what = f"holds records from {node.first_seq} on that are not those which were signed"
+                self._findings.append(Finding(node.address.offset, node.first_seq, "suspect", what))
         self._nodes, self._bytes = kept, sum(len(node.data) for node in kept.values())
-        self.forged += before - len(path) - len(kept)
         self._late = {hash_: seq for hash_, seq in self._late.items() if seq > self._proven.seq}
         self._claims = [one for one in self._claims if one.at > self._proven.at and one.claim.epoch > self._proven.epoch]
         return found

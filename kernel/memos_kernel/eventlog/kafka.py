@@ -27,7 +27,7 @@ from memos_syscalls import limits
 from .. import crypto
 from ..chain import LogKeys
 from ..events import Frame
-from . import mirror
+from . import mirror, topics
 from .base import Append, Ended, Opened, OutOfReach, Renewed, Sign
 from .counting import Counting
 from .embedded import StoredFrames
@@ -36,7 +36,6 @@ from .mirror import Origin
 from .partition import NoTopic, Reader
 from .payloadtopic import PayloadTopic
 from .tail import BATCH_MESSAGES, CALM_SECONDS, START_SECONDS, Tail, message_of
-from .topics import id_now
 from .writer import ENDED, Sent
 
 log_ = logging.getLogger("memos.kafka")
@@ -47,7 +46,7 @@ FRESH_SECONDS: Final = 1.0
 AWAY_SECONDS: Final = 0.5
 ASK_SECONDS: Final = 2.0
 """How long an append may take before a broker is asked whether the topic is still there, and between two such questions."""
-MISSING_TIMES: Final = 3
+LOOKS: Final = 3
 UNSEEN_SECONDS: Final = 10.0
 """How long what the broker confirmed may take to arrive."""
 
@@ -90,6 +89,7 @@ class KafkaLog(StoredFrames):
         self._begun = 0.0
         self._asked_at = 0.0
         self._missing = 0
+        self._short = 0
 
     def _check_origin(self) -> None:
         """Refuse a directory that holds something else; a new one is marked."""
@@ -285,7 +285,7 @@ class KafkaLog(StoredFrames):
                 waiting = writer.frame_at is None
             if doubt:
                 self._renew()
-            elif not self._producer.poll(CALM_SECONDS) or waiting:
+            elif not self._polled() or waiting:
                 if self.now() - self._begun > FRESH_SECONDS:
                     # Should the topic have lost its tail just before our frame, something later shows it.
                     self.ask()
@@ -302,15 +302,30 @@ class KafkaLog(StoredFrames):
         if writer.claim_id != append.claim_id:
             raise Renewed(self._won(), True, "the broker's answer was lost")
 
+    def _polled(self) -> int:
+        """Serve delivery reports for a moment. A producer that can go on no more says so by raising."""
+        try:
+            return self._producer.poll(CALM_SECONDS)
+        except KafkaException as error:
+            with self._changed:
+                self._writer.failed(str(error.args[0]))
+            return 0
+
     def _look_for_topic(self) -> None:
-        """A broker that is away comes back; a topic that was deleted does not. librdkafka waits for either."""
-        found = id_now(self.link)
+        """A broker that is away comes back; a topic that was deleted or cut back does not. librdkafka waits for either."""
+        found = topics.now(self.link)
         self._asked_at = self.now()
-        self._missing = self._missing + 1 if found == "" else 0
-        if found and self._origin.topic_id and found != self._origin.topic_id:
-            self.tail.end(f"the topic {self.link.topic} is another one now: it was deleted and made anew")
-        elif self._missing >= MISSING_TIMES:
-            self.tail.end(f"the topic {self.link.topic} is gone: it was deleted")
+        if found is None:
+            return
+        topic, known, read = self.link.topic, self._origin.topic_id, self.tail.position
+        self._missing = self._missing + 1 if not found.topic_id else 0
+        self._short = self._short + 1 if 0 <= found.end < read else 0
+        if found.topic_id and known and found.topic_id != known:
+            self.tail.end(f"the topic {topic} is another one now: it was deleted and made anew")
+        elif self._missing >= LOOKS:
+            self.tail.end(f"the topic {topic} is gone: it was deleted")
+        elif self._short >= LOOKS:
+            self.tail.end(f"the topic {topic} ends at {found.end}, before what was read of it: it lost its tail, or was replaced")
 
     def _keep_own(self, append: Append) -> None:
         """Mirror and view, in one batch."""

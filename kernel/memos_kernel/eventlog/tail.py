@@ -108,6 +108,11 @@ class Tail:
         return at.seq, at.hash
 
     @property
+    def position(self) -> int:
+        """The topic's offset after the newest message that was read."""
+        return self._position
+
+    @property
     def lag(self) -> int:
         """Messages that are in the topic and were not read yet, about."""
         return max(0, self._high - self._position)

@@ -137,17 +137,28 @@ def ensure(link: Link, *, create: bool = True, timeout: float = 30) -> TopicIds:
 # -- judging -------------------------------------------------------------------------------------------------------------
 
 
-def id_now(link: Link, timeout: float = _ONCE_SECONDS) -> str | None:
-    """The id of the records topic as a broker knows it now, "" when there is none; None when nobody could be asked."""
-    from confluent_kafka import KafkaError, KafkaException, TopicCollection
+class Now(NamedTuple):
+    """The records topic as a broker knows it now: its id, "" when there is none, and where it ends."""
 
-    # Kept until the answer is there: a client that nobody holds is ended, and its questions with it.
-    client = link.admin()
+    topic_id: str
+    end: int = -1
+
+
+def now(link: Link, timeout: float = _ONCE_SECONDS) -> Now | None:
+    """What a broker says that knows nothing of what was read before; None when nobody could be asked."""
+    from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+
+    # Kept until the answers are there: a client that nobody holds is ended, and its questions with it.
+    client: Any = link.admin()
+    specs = importlib.import_module("confluent_kafka.admin").OffsetSpec
+    where = TopicPartition(link.topic, 0)
     try:
-        future = client.describe_topics(TopicCollection([link.topic]), request_timeout=timeout)[link.topic]
-        return _id(future.result(timeout + 1).topic_id)
+        described = client.describe_topics(TopicCollection([link.topic]), request_timeout=timeout)[link.topic]
+        topic_id = _id(described.result(timeout + 1).topic_id)
+        ends = client.list_offsets({where: specs.latest()}, request_timeout=timeout)
+        return Now(topic_id, int(ends[where].result(timeout + 1).offset))
     except KafkaException as error:
-        return "" if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART else None
+        return Now("") if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART else None
     except concurrent.futures.TimeoutError:
         return None
 
