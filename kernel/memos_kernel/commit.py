@@ -317,15 +317,12 @@ class Commits:
 
     def undecided(self, why: MemError) -> None:
         """What was decided on top of records that are lost must be asked again; whoever only waits for durable, has it."""
-        self._committing = bool(self._queue)
         barriers, self._barriers = self._barriers, deque()
         for _seq, then, lost in barriers:
             if lost is not None:
                 lost(why)
             else:
                 then()
-        if self._queue:
-            self.loop.call_soon(self._commit)
         self.go_on()
 
     def _settle(self, entries: list[Entry], where: Durable) -> None:

@@ -274,8 +274,6 @@ class Kernel(Commits):
     def _write_now(self, write: Write) -> None:
         """Authorise, decide, append and apply, now or behind the gate."""
         request, caller = write.request, write.turn.peer.caller
-        if write.reserved is not None and write.reserved.epoch != self.vault.epoch:
-            raise MemAgain("the log began a new epoch while the content was being stored")
         if request.request_id is not None:
             write.mac = self.keys.request(caller.principal, request.request_id)
             if (seq := self.tables.request(write.mac)) is not None:
@@ -302,6 +300,8 @@ class Kernel(Commits):
         self.push(sealed, write.turn, decision)
 
     def _decidable(self, write: Write, time: int, fresh: Fresh, contents: list[Any] | None = None) -> Call:
+        if write.reserved is not None and write.reserved.epoch != self.vault.epoch:
+            raise MemAgain("the log began a new epoch while the content was being stored")
         return Call(
             write.request, write.turn.peer.caller, self.chain.seq + 1, time, fresh, self.opener, write.args_hash(),
             write.contents if contents is None else contents,

@@ -412,7 +412,7 @@ class TopicKeys:
             (Slot(epoch, first + index), random[index * crypto.KEY_BYTES : (index + 1) * crypto.KEY_BYTES])
             for index in range(limits.KEY_SLOTS_PER_BLOCK)
         ]
-        assert not self.present(keys[0][0]), "a block is made once: a second key for a slot would shut what the first one sealed"
+        assert not self.present(keys[0][0]), "a second key for a slot would shut what the first one sealed"
         self.adopt(keys)
         return keys
 

@@ -325,7 +325,7 @@ class KafkaLog(StoredFrames):
         elif self._missing >= LOOKS:
             self.tail.end(f"the topic {topic} is gone: it was deleted")
         elif self._short >= LOOKS:
-            self.tail.end(f"the topic {topic} ends at {found.end}, before what was read of it: it lost its tail, or was replaced")
+            self.tail.end(f"the topic {topic} ends at {found.end}, before what was read: it lost its tail, or was replaced")
 
     def _keep_own(self, append: Append) -> None:
         """Mirror and view, in one batch."""
