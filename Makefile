@@ -36,7 +36,7 @@ check: lint
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 crash: .venv/.developing
-	MEMOS_CRASH_ROUNDS=200 $(BIN)/python -m pytest tests/crash
+	MEMOS_CRASH_ROUNDS=200 MEMOS_FAULT_SECONDS=60 $(BIN)/python -m pytest tests/crash tests/faults
 
 sim: .venv/.developing
 	$(BIN)/python -m tests.sim.run --seeds 10000

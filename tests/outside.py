@@ -1,13 +1,15 @@
 """memosd as a process of its own, and a bare connection to it: for tests that kill, starve or lie.
 
-`Daemon` starts memosd in a process group of its own; what it says goes to a file beside the data. `Wire` speaks frames
-without the client library's care: no repeats, no checks, any bytes.
+`Daemon` starts memosd in a process group of its own; what it says goes to a file beside the data. `Machines` are several
+that share a log on Kafka and nothing else. `Wire` speaks frames without the client library's care: no repeats, no checks,
+any bytes.
 """
 
 from __future__ import annotations
 
 import array
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from typing import Any, Final, Self
 
 import msgpack
 
+from memos_kernel import masterkey
 from memos_syscalls import limits, wire
 from memos_syscalls.errors import MemError, from_wire
 from memos_syscalls.table import BY_NAME
@@ -81,6 +84,18 @@ class Daemon:
         """Wait for it to end by itself."""
         return self.process.wait(START_SECONDS)
 
+    def pause(self) -> None:
+        """SIGSTOP: it keeps everything and does nothing, as on a machine that sleeps."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def highest_mb(self) -> float:
+        """The most memory that the process had at once, in MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
     def resident_mb(self) -> float:
         """Memory of the process, in MiB."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
@@ -91,6 +106,40 @@ class Daemon:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.kill()
+
+
+class Machines:
+    """Kernels on one log: each has a directory of its own, and all have the same master key. `with` ends those that run."""
+
+    def __init__(self, root: Path, address: str, topic: str) -> None:
+        self.root = root
+        self.url = f"kafka://{address}/{topic}"
+        root.mkdir(parents=True, exist_ok=True)
+        self.key = root / "master.key"
+        masterkey.create(self.key)
+        self._started: list[Daemon] = []
+
+    def start(self, name: str, *args: str, url: str | None = None) -> Daemon:
+        """Begin to start one; it may be refused."""
+        where = ("--log", url or self.url, "--master-key-file", str(self.key))
+        daemon = Daemon(self.root / name, *where, *args)
+        self._started.append(daemon)
+        return daemon
+
+    def serve(self, name: str, *args: str) -> Daemon:
+        """Start one; return when it answers."""
+        return self.start(name, *args).ready()
+
+    def wipe(self, name: str) -> None:
+        """The machine is lost, and another gets its name."""
+        shutil.rmtree(self.root / name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for daemon in self._started:
+            daemon.kill()
 
 
 class Wire:

@@ -37,7 +37,18 @@ from .eventlog.embedded import EmbeddedLog
 from .events import Damaged
 from .keystore import Keys, KeyStore, WrongKey, lock_directory, sync_directory
 from .recovery import Refused as Refused
-from .recovery import chain_at, check_clock, destroy_unnamed, elsewhere, moved, opening, recover, redo_shreds, signer_of
+from .recovery import (
+    blind_missed,
+    chain_at,
+    check_clock,
+    destroy_unnamed,
+    elsewhere,
+    moved,
+    opening,
+    recover,
+    redo_shreds,
+    signer_of,
+)
 from .segments import Segments
 from .server import Server
 from .snapshot import Snapshots
@@ -222,6 +233,8 @@ async def assemble(
     if not config.read_only:
         view = View(store.live(VIEW))
         segments.destroy_unnamed()
+        if shared is not None:
+            blind_missed(view, log, segments)
         if config.rebuild_indexes:
             segments.drop()
         if shared is None:

@@ -75,6 +75,8 @@ class Chain:
         return Sealed(record, data, crypto.record_hash(self.hash, data))
 
     def push(self, sealed: Sealed, *, checkpoint: bool = False) -> None:
+        record = sealed.record
+        assert record.seq == self.seq + 1 and record.epoch == self.epoch, "a record is pushed onto the chain that it was made on"
         self.seq, self.hash, self.time = sealed.record.seq, sealed.hash, sealed.record.time
         if checkpoint:
             self.window, self.uncovered = [], 0

@@ -95,6 +95,8 @@ class Commits:
         """Why nothing more is accepted; None while the kernel works."""
         self.claim: tuple[int, bytes] | None = None
         """The claim that opens this epoch, until its first frame carries it."""
+        self.renewing = False
+        """A new epoch is being opened after a failed append: nothing is decided before it is."""
         self.gate_closed = False
         """A long write has the tables to itself."""
         self.line: deque[Callable[[], None]] = deque()
@@ -119,6 +121,7 @@ class Commits:
         self._last_commit = 0.0
         self._barriers: deque[tuple[int, Callable[[], None], Callable[[MemError], None] | None]] = deque()
         self._drained: set[asyncio.Future[None]] = set()
+        self._after_renewal: list[Callable[[], None]] = []
         self._refilling = False
         self._wanted_slots = LOW_SLOTS
         self._watchers: set[asyncio.Event] = set()
@@ -134,10 +137,18 @@ class Commits:
 
     async def drained(self) -> None:
         """Return when everything decided so far is durable; raises `OSError` when the kernel stops first."""
-        if self.durable.seq < self.chain.seq:
+        while self.renewing or self.durable.seq < self.chain.seq:
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._drained.add(waiter)
-            self.when_durable(self.chain.seq, lambda: None if waiter.done() else waiter.set_result(None))
+
+            def wake(waiter: asyncio.Future[None] = waiter) -> None:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+            if self.renewing:
+                self._after_renewal.append(wake)
+            else:
+                self.when_durable(self.chain.seq, wake)
             try:
                 await waiter
             finally:
@@ -205,7 +216,7 @@ class Commits:
     def _checkpoint_tick(self) -> None:
         self._checkpoint_timer = None
         if self.stopped is None:
-            if self.gate_closed:
+            if self.gated:
                 self.line.append(self.checkpoint_now)
             else:
                 self.checkpoint_now()
@@ -234,6 +245,7 @@ class Commits:
                 break
             entries.append(self._queue.popleft())
         first, last = entries[0].sealed, entries[-1].sealed
+        assert first.record.seq == self.durable.seq + 1 and first.record.epoch == self.chain.epoch, "a frame continues the log"
         batch = Batch()
         puts = batch.puts
         merged: dict[bytes, bytes | None] = {}
@@ -263,6 +275,7 @@ class Commits:
         if self.stopped not in (None, STOPPING):
             return
         self._under_way = []
+        self.renewing = isinstance(error, Renewed) and self.succession is not None
         if isinstance(error, Renewed) and error.counted:
             queued = list(self._queue)
             self._queue.clear()
@@ -315,14 +328,19 @@ class Commits:
             )
         self._stop(why, said)
 
-    def undecided(self, why: MemError) -> None:
-        """What was decided on top of records that are lost must be asked again; whoever only waits for durable, has it."""
+    def undecided(self, why: MemError, kept_seq: int) -> None:
+        """A renewal is over, and records after `kept_seq` are lost: what rested on one of them must be asked again; whoever
+        only waits until nothing is under way waits for the epoch's first records too."""
+        self.renewing = False
         barriers, self._barriers = self._barriers, deque()
-        for _seq, then, lost in barriers:
-            if lost is not None:
+        for seq, then, lost in barriers:
+            if lost is not None and seq > kept_seq:
                 lost(why)
             else:
-                then()
+                self.when_durable(self.chain.seq, then)
+        waiting, self._after_renewal = self._after_renewal, []
+        for wake in waiting:
+            wake()
         self.go_on()
 
     def _settle(self, entries: list[Entry], where: Durable) -> None:
@@ -354,7 +372,7 @@ class Commits:
         if checkpoint is not None:
             newest = checkpoint
             self.in_thread(lambda: self.vault.keystore.update(checkpoint=newest), self._key_store_written)
-        while self._barriers and self._barriers[0][0] <= where.seq:
+        while self._barriers and self._barriers[0][0] <= where.seq and not self.renewing:
             self._barriers.popleft()[1]()
         self.uncork()
         self.news()
@@ -392,7 +410,7 @@ class Commits:
                 return
             gone, slots, heirs = found[0]
             self.vault.forget(set(gone), set(slots))
-            blind.append(self.effects.shredded(gone, heirs))
+            blind.append(self.effects.shredded(gone, heirs, None if self.succession is None else record.seq))
             self.in_thread(destroy, done)
 
         def destroy() -> None:
@@ -478,6 +496,11 @@ class Commits:
         self.in_thread(self.vault.prepare, done)
 
     # -- waiting ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def gated(self) -> bool:
+        """Whether nothing may be decided now but by who closed the gate."""
+        return self.gate_closed or self.renewing
 
     @property
     def committing(self) -> bool:

@@ -131,7 +131,7 @@ class Kernel(Commits):
             timer.cancel()
         if self.stopped is None and not self.read_only:
             until = self.loop.time() + STOP_SECONDS
-            while (self.gate_closed or self.line) and not self.log.away and self.loop.time() < until:  # noqa: ASYNC110  # Once in a life.
+            while (self.gated or self.line) and not self.log.away and self.loop.time() < until:  # noqa: ASYNC110  # Once in a life.
                 await asyncio.sleep(0.01)
             self.stopped = STOPPING
             self.checkpoint_now()
@@ -206,7 +206,7 @@ class Kernel(Commits):
     def unexpected(self, turn: Turn, error: BaseException) -> None:
         """A defect of ours: the caller gets an answer, the log a trace; if state was being changed, the kernel stops."""
         log_.error("%s failed unexpectedly", turn.syscall.name, exc_info=error)
-        if turn.appended or (self.tables.changes and not self.gate_closed):
+        if turn.appended or (self.tables.changes and not self.gated):
             self.fatal(f"{turn.syscall.name} failed while it changed the state", error)
         turn.fail(
             MemIO(f"the kernel failed inside {turn.syscall.name}: {type(error).__name__}", "Report this with the kernel's log.")
@@ -240,7 +240,7 @@ class Kernel(Commits):
         if self.log.away:
             # What is decided now could only wait behind a frame that the log does not take.
             write.turn.waits = "the log is out of reach; nothing was sent"
-        elif not (self.line or self.gate_closed or self._turn_is_spent()):
+        elif not (self.line or self.gated or self._turn_is_spent()):
             self._write_now(write)
             return
         self.line.append(lambda: self._guarded(write.turn, lambda: self._write_now(write)))
@@ -258,7 +258,7 @@ class Kernel(Commits):
         self._turn_until = 0.0
 
     def _go_on(self) -> None:
-        if not self._going_on and not self.gate_closed and not self.log.away:
+        if not self._going_on and not self.gated and not self.log.away:
             self._going_on = True
             self.loop.call_soon(self._next_in_line)
 
@@ -266,7 +266,7 @@ class Kernel(Commits):
         """Writes that waited, for their share of a turn."""
         self._going_on = False
         until = perf_counter() + WRITES_SECONDS
-        while self.line and not self.gate_closed and perf_counter() < until:
+        while self.line and not self.gated and perf_counter() < until:
             self.line.popleft()()
         if self.line:
             self._go_on()
@@ -513,7 +513,7 @@ class Kernel(Commits):
 
     def tick(self) -> None:
         """Once a second: record the lives that ran out."""
-        if self.stopped is not None or self.read_only or self.gate_closed:
+        if self.stopped is not None or self.read_only or self.gated:
             return
         decision = decide_expired(self.tables, self.clock.now(), EXPIRIES_PER_RECORD)
         if decision is not None:

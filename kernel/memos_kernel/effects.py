@@ -181,7 +181,9 @@ class Effects:
         self._held_bytes -= sum(fresh.size for kind, _seq, op in ops if kind == "add" and (fresh := op[2]) is not None)
         return ops
 
-    def shredded(self, cube_ids: list[bytes], heirs: dict[bytes, int]) -> Callable[[], None]:
+    def shredded(
+        self, cube_ids: list[bytes], heirs: dict[bytes, int], noted: int | None = None
+    ) -> Callable[[], None]:
         """Forget erased cubes, and what forks inherited from them; returns the disk work that blinds the segments which
         list either, for the flusher."""
         self._ops.append(("remove", self.offered_seq, [*cube_ids, *heirs]))
@@ -193,7 +195,13 @@ class Effects:
                 if found is not None:
                     self._ops.append(("add", found[0].seq, (fork_id, version, None)))
         self._wake.set()
-        return lambda: self._segments.blind(cube_ids, heirs)
+
+        def blind() -> None:
+            self._segments.blind(cube_ids, heirs)
+            if noted is not None:
+                self._segments.blinded(noted)
+
+        return blind
 
     # -- failing -----------------------------------------------------------------------------------------------------
 

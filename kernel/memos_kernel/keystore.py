@@ -90,6 +90,10 @@ class Keys(Protocol):
 
     def key(self, slot: Slot) -> bytes | None: ...
 
+    def present(self, slot: Slot) -> bool:
+        """Whether a slot holds a key."""
+        ...
+
     def destroy(self, slots: list[Slot]) -> None: ...
 
     def live_slots(self, epoch: int) -> Iterator[Slot]: ...
@@ -273,6 +277,10 @@ class KeyStore:
             return crypto.unwrap(self._kek, wrapped, self._slot_aad(slot))
         except crypto.Undecryptable as error:
             raise Damaged(f"key slot {slot.epoch}.{slot.n} does not unwrap; restore the key store from its backup") from error
+
+    def present(self, slot: Slot) -> bool:
+        at = self._at(slot)
+        return at is not None and os.pread(self._fd, 1, at) == bytes([LIVE])
 
     def destroy(self, slots: list[Slot]) -> None:
         """Overwrite slots in place and make that durable. Idempotent."""

@@ -190,17 +190,32 @@ def redo_shreds(view: View, log: EventLog, keystore: Keys, segments: Segments) -
             break
 
 
-def destroy_unnamed(view: View, keystore: Keys, *, thorough: bool = False) -> None:
+def blind_missed(view: View, log: EventLog, segments: Segments) -> None:
+    """Blind the segments of this directory to what was shredded while no kernel ran on it."""
+    from .answers import shred_heirs, shredded_by
+
+    for seq in list(view.shreds_after(segments.blinded_seq)):
+        for _raw, record in records(log, seq):
+            gone = shredded_by(view, record)
+            segments.blind(gone, shred_heirs(view, record, gone))
+            segments.blinded(seq)
+            break
+
+
+def destroy_unnamed(view: View, keystore: Keys, *, below: int | None = None) -> None:
     """Slots that no record names were made for writes that never happened; they must not outlive their epoch.
 
-    `thorough`: others may write to the key store as well, so every epoch is looked at, and keys of erased cubes too.
+    `below`: others may write to the key store as well, so every epoch before this one is looked at, and keys of erased cubes
+    too. A later epoch is another kernel's, which took over.
     """
     for epoch in keystore.epochs:
-        if not thorough and epoch <= keystore.header.epoch - 1 and epoch != max(keystore.epochs):
+        if below is not None and epoch >= below:
+            continue
+        if below is None and epoch <= keystore.header.epoch - 1 and epoch != max(keystore.epochs):
             continue
         named = {int.from_bytes(key[9:], "big"): cube_id for key, cube_id in view.scan(b"k" + u64(epoch))}
         dead = [slot for slot in keystore.live_slots(epoch) if slot.n not in named]
-        if thorough:
+        if below is not None:
             dead += [slot for slot in keystore.live_slots(epoch) if slot.n in named and _is_shredded(view, named[slot.n])]
         if dead:
             keystore.destroy(dead)

@@ -227,6 +227,16 @@ class Segments:
 
     # -- erasing -----------------------------------------------------------------------------------------------------
 
+    @property
+    def blinded_seq(self) -> int:
+        """The newest shred to which the segments of this directory are blind; for a log that others can reach."""
+        return self._keys.header.shred_seq
+
+    def blinded(self, seq: int) -> None:
+        """Note that the segments are blind to a shred and to all before it."""
+        if not self._read_only and seq > self.blinded_seq:
+            self._keys.update(shred_seq=seq)
+
     def blind(self, cube_ids: list[bytes], heirs: dict[bytes, int]) -> None:
         """Destroy the keys of all segments that list these cubes or their heirs (fork → the newest version that it
         loses), durably; then note what the segments held besides."""

@@ -26,9 +26,21 @@ from memos_syscalls.errors import MemAgain
 from . import answers, crypto
 from . import events as ev
 from .commit import Durable, Entry, shred_slots
-from .eventlog.base import Ended, Opened, Renewed, SharedLog
+from .eventlog.base import Ended, Opened, OutOfReach, Renewed, SharedLog
 from .events import Record, pack
-from .recovery import Head, chain_at, destroy_unnamed, elsewhere, moved, opening, recover, redo_shreds, signer_of
+from .recovery import (
+    Head,
+    Refused,
+    blind_missed,
+    chain_at,
+    destroy_unnamed,
+    elsewhere,
+    moved,
+    opening,
+    recover,
+    redo_shreds,
+    signer_of,
+)
 from .reducer import apply
 from .state import DIGEST_BYTES, META_APPLIED, View
 from .turn import Turn
@@ -43,6 +55,7 @@ log_ = logging.getLogger("memos.kernel")
 FRAMES_PER_TURN: Final = 32
 ASK_SECONDS: Final = 0.5
 """A proof that is older is renewed while it still holds."""
+AGAIN_SECONDS: Final = 1.0
 UNSURE: Final = "the log does not answer, so this kernel cannot know whether another one took over"
 
 
@@ -68,7 +81,7 @@ class Succession:
                 loop.call_soon_threadsafe(work)
 
         log.on_counted = lambda: on_loop(self._schedule) if self.standby else None
-        log.on_fresh = lambda: on_loop(self._freshened) if self._unsure else None
+        log.on_fresh = lambda: on_loop(self._freshened) if self._unsure or (self.standby and log.claimed) else None
         log.on_end = lambda why, fenced: on_loop(lambda: kernel.ended(why, fenced))
         log.before_counted = self._prepare_in_thread
 
@@ -152,16 +165,44 @@ class Succession:
             self._see_that_it_is_here()
             sign = signer_of(kernel.keys)
             above = kernel.vault.keystore.highest_epoch
-            opened = await asyncio.to_thread(self.log.open_epoch, above, sign)
+            try:
+                opened = await asyncio.to_thread(self.log.open_epoch, above, sign)
+            except OutOfReach:
+                self._try_again_if_claimed()
+                raise
             while self._apply_some():  # noqa: ASYNC110  # Reads go on between two turns.
                 await asyncio.sleep(0)
             if kernel.stopped is not None:
                 raise Ended(kernel.stopped)
-            head = await asyncio.to_thread(self._finish_in_thread, opened)
+            try:
+                head = await asyncio.to_thread(self._finish_in_thread, opened)
+            except OutOfReach:
+                self._try_again_if_claimed()
+                raise
             self.standby = False
             self._begin(head, opened)
             await kernel.drained()
             kernel.opened_at = kernel.durable.seq
+
+    def _try_again_if_claimed(self) -> None:
+        """A claim that we gave up waiting for may count all the same. Then the one before us is gone, and nobody else comes."""
+
+        def again() -> None:
+            if self.standby and self.kernel.stopped is None:
+                if self.log.claimed:
+                    self.kernel.spawn(self._promote_or_say())
+                else:
+                    self._try_again_if_claimed()
+
+        self.kernel.loop.call_later(AGAIN_SECONDS, again)
+
+    async def _promote_or_say(self) -> None:
+        try:
+            await self.promote()
+        except OutOfReach as error:
+            log_.warning("the log was claimed, but cannot be opened yet: %s", error)
+        except (Ended, Refused) as error:
+            self.kernel.ended(str(error), False)
 
     def _finish_in_thread(self, opened: Opened) -> Head:
         """Between a claim and the first record after it: see that the view stands at the head, and that what was erased is."""
@@ -169,10 +210,12 @@ class Succession:
         keystore = kernel.vault.keystore
         self.log.catch_up()
         keystore.tidy()
+        self.log.check()
         head = recover(kernel.store, self.log, kernel.keys, keystore, read_only=False)
         view = View(kernel.store.live(VIEW))
+        blind_missed(view, self.log, self._segments)
         redo_shreds(view, self.log, keystore, self._segments)
-        destroy_unnamed(view, keystore, thorough=True)
+        destroy_unnamed(view, keystore, below=opened.epoch)
         self._see_that_it_is_here()
         home = None if elsewhere(view, keystore) is None else os.urandom(crypto.ID_BYTES)
         keystore.update(epoch=opened.epoch, home_id=home)
@@ -203,7 +246,7 @@ class Succession:
     def renewed(self, lost: list[Entry], error: Renewed) -> None:
         """A new claim of ours counts, and these records never will: open the epoch, and tell their callers."""
         kernel = self.kernel
-        held, kernel.gate_closed = kernel.gate_closed, True
+        kernel.renewing = True
         why = MemAgain(f"the log did not take the record ({error}); nothing of it was kept")
         head: list[Head] = []
 
@@ -220,8 +263,7 @@ class Succession:
                     entry.turn.appended = False
                     entry.turn.peer.pending_writes -= 1
                     entry.turn.fail(why)
-            kernel.gate_closed = held
-            kernel.undecided(why)
+            kernel.undecided(why, head[0].seq)
 
         kernel.in_thread(work, done)
 
@@ -240,7 +282,7 @@ class Succession:
             self._ask()
 
     def _ask(self) -> None:
-        if self.log.doubtful and not (self._settling or self.kernel.committing or self.kernel.gate_closed):
+        if self.log.doubtful and not (self._settling or self.kernel.committing or self.kernel.gated):
             # Nobody writes, so nobody settles what became of the last message.
             self._settling = True
             self.kernel.in_thread(self.log.settle, self._settled)
@@ -249,11 +291,13 @@ class Succession:
 
     def _settled(self, error: BaseException | None) -> None:
         self._settling = False
-        if error is not None and not self.kernel.committing and not self.kernel.gate_closed:
+        if error is not None and not self.kernel.committing and not self.kernel.gated:
             # Otherwise the append that is under way, or about to be, learns it by itself.
             self.kernel.append_failed([], error)
 
     def _freshened(self) -> None:
+        if self.standby and self.log.claimed and not self._promoting.locked():
+            self.kernel.spawn(self._promote_or_say())
         while self._unsure and self.log.fresh():
             turn, then = self._unsure.popleft()
             turn.waits = None

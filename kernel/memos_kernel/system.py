@@ -14,6 +14,7 @@ from . import __version__
 from .eventlog.base import Ended, OutOfReach
 from .governance import Access
 from .reads import later, mem_diff, mem_history, mem_list, mem_read, mem_stat, streaming
+from .recovery import Refused
 from .state import SCHEMA, View, shown
 from .turn import Turn
 from .watching import mem_watch
@@ -98,7 +99,7 @@ async def sys_promote(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any
         await kernel.succession.promote()
     except OutOfReach as error:
         raise MemAgain(str(error)) from error
-    except Ended as error:
+    except (Ended, Refused) as error:
         raise MemIO(str(error), "See the kernel's log.") from error
     return {"epoch": kernel.chain.epoch, "head_offset": kernel.durable.seq}
 

@@ -113,6 +113,10 @@ class TopicKeys:
         self._key_id = wrapping_key_id(master)
         self._lock = threading.RLock()
         self._table = SlotTable()
+        self._reading = self._table
+        """Where what is read goes: another table while all of the topic is read again."""
+        self._own_epoch: int | None = None
+        """The epoch in which this kernel writes; None for a reader and for a standby."""
         self._going: set[Slot] = set()
         """Slots whose tombstone was sent and is not confirmed."""
         self._wanted = log_id
@@ -173,22 +177,28 @@ class TopicKeys:
     def refresh(self) -> None:
         """Read on to the end of the topic; quick when nothing is new. Raises as the constructor."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        if now - self._read_at > self._erasure.delete_retention_ms / 2000 and self._reader is not None:
-            # Tombstones may have come and been compacted away meanwhile.
-            with self._lock:
-                self._table, self._next = SlotTable(), 0
-            self._reader.seek(0)
-        self._read_at = now
         if self._reader is None:
             self._reader = Reader(self.link, self.link.keys, self._next, batch=BATCH_MESSAGES)
+        if self._next > 0 and now - self._read_at > self._erasure.delete_retention_ms / 2000:
+            # Tombstones may have come and been compacted away meanwhile. Until all is read again, what is known stays.
+            self._reading = SlotTable()
+            self._reader.seek(0)
         try:
             for message in self._reader.to_end():
                 self._take(message)
         except NoTopic as error:
             raise NoRoot(str(error)) from None
-        self._next = self._reader.next
+        except BaseException:
+            if self._reading is not self._table:
+                # Half of it is of no use.
+                self._reading = self._table
+                self._reader.seek(self._next)
+            raise
+        with self._lock:
+            self._table = self._reading
+        self._next, self._read_at = self._reader.next, now
         self._settle()
-        if not self.read_only:
+        if self._own_epoch is not None:
             # A writer knows the rest: nobody else's slots are its own.
             self._reader.close()
             self._reader = None
@@ -312,7 +322,7 @@ class TopicKeys:
         _kind, epoch, n = SLOT_KEY.unpack(key)
         slot = Slot(epoch, n)
         if value is None:
-            self._table.destroy(slot)
+            self._reading.destroy(slot)
             self.revived.discard(slot)
             if message is not None:
                 self._tombstoned(message.timestamp()[1] * MS)
@@ -320,19 +330,20 @@ class TopicKeys:
         if len(value) != SLOT_VALUE.size or value[0] != crypto.FORMAT or epoch >= _EPOCH_MAX:
             self.strangers += 1
             return
-        wrapped, state = value[-WRAPPED_BYTES:], self._table.state(slot)
+        table = self._reading
+        wrapped, state = value[-WRAPPED_BYTES:], table.state(slot)
         if state == DESTROYED:
             self.revived.add(slot)
-        elif (state == LIVE and self._table.wrapped(slot) != wrapped) or not self._table.has_block(slot):
+        elif (state == LIVE and table.wrapped(slot) != wrapped) or not table.has_block(slot):
             # A second value counts, and a block is begun, only if the master key wrapped it.
             if self._root is None and state == LIVE:
                 self._waiting.append((key, value))
             elif self._root is None or self._opens(slot, wrapped):
-                self._table.put(slot, wrapped)
+                table.put(slot, wrapped)
             else:
                 self.strangers += 1
         elif state != LIVE:
-            self._table.put(slot, wrapped)
+            table.put(slot, wrapped)
 
     def _opens(self, slot: Slot, wrapped: bytes) -> bool:
         try:
@@ -355,12 +366,13 @@ class TopicKeys:
         """Write the header again; what is known only grows. A new epoch's header replaces those of older ones."""
         with self._lock:
             generation = self.header.generation + 1
+            self._own_epoch = epoch if epoch is not None else self._own_epoch
             self._know(generation, -1 if shred_seq is None else shred_seq, checkpoint, 0 if epoch is None else epoch)
             if home_id is not None:
                 self.header = self.header._replace(home_id=home_id)
             self._home_from = self.header.epoch, generation
             receipt = self._send_header()
-            mine = self.header.epoch
+            mine = self._epoch_of_header
             older = [one for one in self._header_epochs if one < mine]
         appender = self._appending()
         appender.wait(receipt)
@@ -369,14 +381,19 @@ class TopicKeys:
         with self._lock:
             self._header_epochs.difference_update(older)
 
+    @property
+    def _epoch_of_header(self) -> int:
+        """Under which epoch we write: our own, also when another kernel has a later one by now."""
+        return self.header.epoch if self._own_epoch is None else self._own_epoch
+
     def _send_header(self) -> Receipt:
-        header, receipt = self.header, Receipt()
+        header, epoch, receipt = self.header, self._epoch_of_header, Receipt()
         body: bytes = pack((
-            header.fmt, header.generation, header.log_id, header.shred_seq, header.checkpoint, header.epoch, header.home_id,
+            header.fmt, header.generation, header.log_id, header.shred_seq, header.checkpoint, epoch, header.home_id,
         ))  # fmt: skip
-        key = HEADER_KEY.pack(HEADER, header.log_id, header.epoch)
+        key = HEADER_KEY.pack(HEADER, header.log_id, epoch)
         self._appending().send(key, body + crypto.mac(self._header_key, body), receipt)
-        self._header_epochs.add(header.epoch)
+        self._header_epochs.add(epoch)
         return receipt
 
     @property

@@ -99,6 +99,8 @@ class Vault:
             self.epoch = epoch
             self._next_block = 0
             self._free.clear()
+            for slot in [slot for slot in self._keyring if not self.keystore.present(slot)]:
+                del self._keyring[slot]
         self._taken.clear()
         self._sealed.clear()
         self.pending_payloads.clear()
@@ -276,8 +278,8 @@ class Vault:
         return found
 
     def alive(self, slot: Slot) -> bool:
-        """Whether a key still exists."""
-        return self._key(slot) is not None
+        """Whether a key still exists: in the key store, not only in memory."""
+        return slot not in self._destroyed and self.keystore.present(slot)
 
     def open_content(self, version: Version) -> bytes:
         return self.open_payload(version, self.sealed_payload(version))

@@ -10,6 +10,7 @@ from typing import Any, Final
 from tests.kafka import Cluster
 
 WAIT_SECONDS: Final = 30.0
+ASK_SECONDS: Final = 3.0
 USER: Final = "kernel"
 PASSWORD: Final = "hunter2hunter2"
 _module: Final = "org.apache.kafka.common.security.plain.PlainLoginModule"
@@ -32,7 +33,11 @@ class Admin:
     def __init__(self, cluster: Cluster) -> None:
         self._api: Any = importlib.import_module("confluent_kafka.admin")
         self._kafka: Any = importlib.import_module("confluent_kafka")
-        self.client: Any = self._api.AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 0})
+        self._bootstrap = cluster.bootstrap
+        self.client = self._connected()
+
+    def _connected(self) -> Any:
+        return self._api.AdminClient({"bootstrap.servers": self._bootstrap, "log_level": 0})
 
     def set(self, topic: str, **settings: object) -> None:
         """Topic settings, with `_` for `.`."""
@@ -55,15 +60,28 @@ class Admin:
         _done(self.client.create_topics([new]))
         self.led(topic, brokers[0])
 
+    def _partition(self, topic: str) -> Any:
+        """What the brokers that answer say of the topic's partition; None when it has none."""
+        until = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                found = self.client.list_topics(topic, timeout=ASK_SECONDS).topics[topic]
+                return found.partitions.get(0)
+            except self._kafka.KafkaException:
+                if time.monotonic() > until:
+                    raise
+                # A client stays with a broker that is paused; a new one asks around.
+                self.client = self._connected()
+
     def leader(self, topic: str) -> int:
         """The leader, or -1."""
-        found = self.client.list_topics(topic, timeout=WAIT_SECONDS).topics[topic]
-        leader: int = found.partitions[0].leader if found.partitions else -1
+        found = self._partition(topic)
+        leader: int = -1 if found is None else found.leader
         return leader
 
     def in_sync(self, topic: str) -> list[int]:
-        found: list[int] = sorted(self.client.list_topics(topic, timeout=WAIT_SECONDS).topics[topic].partitions[0].isrs)
-        return found
+        found = self._partition(topic)
+        return [] if found is None else sorted(found.isrs)
 
     def led(self, topic: str, *brokers: int, seconds: float = WAIT_SECONDS) -> int:
         """Return when one of these brokers leads."""
@@ -87,7 +105,7 @@ class Admin:
 
     def _acl(self, kind: str, name: str, word: str, *, allow: bool) -> Any:
         api = self._api
-        pattern = api.ResourcePatternType.PREFIXED if kind == "TOPIC" else api.ResourcePatternType.LITERAL
+        pattern = api.ResourcePatternType.PREFIXED if kind == "TOPIC" and allow else api.ResourcePatternType.LITERAL
         permission = api.AclPermissionType.ALLOW if allow else api.AclPermissionType.DENY
         return api.AclBinding(api.ResourceType[kind], name, pattern, f"User:{USER}", "*", api.AclOperation[word], permission)
 
@@ -96,11 +114,11 @@ class Admin:
         acls = [self._acl("TOPIC", prefix, word, allow=True) for word in words]
         _done(self.client.create_acls([*acls, self._acl("GROUP", "memos", "READ", allow=True)]))
 
-    def revoke(self, prefix: str, word: str) -> None:
-        _done(self.client.create_acls([self._acl("TOPIC", prefix, word, allow=False)]))
+    def revoke(self, topic: str, word: str) -> None:
+        _done(self.client.create_acls([self._acl("TOPIC", topic, word, allow=False)]))
 
-    def grant_again(self, prefix: str, word: str) -> None:
-        binding = self._acl("TOPIC", prefix, word, allow=False)
+    def grant_again(self, topic: str, word: str) -> None:
+        binding = self._acl("TOPIC", topic, word, allow=False)
         _done(self.client.delete_acls([
             self._api.AclBindingFilter(
                 binding.restype, binding.name, binding.resource_pattern_type, binding.principal, binding.host,

@@ -6,19 +6,20 @@
     load.settle(wire)                       # repeat some of what is not known, under the same request id
     load.check(wire)                        # nothing lost, nothing doubled, nothing half
 
-Every call has a request id and a content that no other call has. Those who write wait for each answer; half of them wait
-only a short time. A reader reads what was acknowledged: it may be kept waiting and told so, but must never be told an
-untruth. An answer that comes later than the caller's deadline, or not at all, is a fault of the kernel's (`late`).
+Every call has a request id, and makes a cube with a content that no other has, or erases one. Those who write wait for each
+answer; half of them wait only a short time. A reader reads what was acknowledged: it may be kept waiting and told so, but
+must never be told an untruth. An answer that comes later than its deadline, or not at all, is a fault of the kernel's (`late`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,25 +27,30 @@ from tests.outside import Wire
 
 from memos_syscalls.errors import MemError
 
+FAULT_SECONDS: Final = int(os.environ.get("MEMOS_FAULT_SECONDS", "3"))
 SHORT_MS: Final = 1500
-LONG_MS: Final = 120_000
+LONG_MS: Final = 1000 * (FAULT_SECONDS + 50)
+"""Longer than any fault."""
 LATE_SECONDS: Final = 3.0
 """How much later than its deadline an answer may come: the machine has other work."""
 PAUSE_SECONDS: Final = 0.01
-SIZES: Final = (10, 10, 10, 300, 3000, 20_000, 60_000)
-"""Inline contents, and such as go to the topic of payloads."""
+SIZES: Final = (*[10] * 8, *[300, 3000] * 4, *[20_000, 60_000] * 3, 600_000)
+"""Contents that stand in their record, such as go to the topic of payloads, and such as go there in pieces."""
+SHREDS: Final = 0.1
 SPOT_CHECKS: Final = 150
 PAGE: Final = 1000
 
 
 class Call:
-    """One mem_alloc and what is known of it."""
+    """One mem_alloc or mem_shred, and what is known of it."""
 
-    __slots__ = ("answer", "args", "error", "namespace", "rid", "waited")
+    __slots__ = ("answer", "args", "erasure", "error", "name", "rid", "waited")
 
-    def __init__(self, namespace: str, rid: str, content: str) -> None:
-        self.namespace, self.rid = namespace, rid
-        self.args: dict[str, Any] = {"namespace": namespace, "name": rid, "content": content, "request_id": rid}
+    def __init__(self, name: str, rid: str, /, **args: Any) -> None:
+        self.name, self.rid = name, rid
+        self.args: dict[str, Any] = {"request_id": rid, **args}
+        self.erasure: Call | None = None
+        """The call that erases what this one made."""
         self.answer: dict[str, Any] | None = None
         self.error: MemError | OSError | None = None
         self.waited = 0.0
@@ -74,11 +80,13 @@ class Load:
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._numbers = 0
+        self._made: dict[int, list[Call]] = {}
+        """What each writer made and did not erase."""
 
     # -- at work -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Generator[None, None, None]:
         """Calls go on within; afterwards all have their answer, or their kernel is gone."""
         self._ending.clear()
         threads = [threading.Thread(target=self._write, args=(n,), name=f"writer {n}") for n in range(self._writers)]
@@ -107,8 +115,14 @@ class Load:
         with self._lock:
             self._numbers += 1
             rid = f"{writer}-{self._numbers}"
-            size = self._random.choice(SIZES)
-            call = Call(f"load{writer}", rid, f"{rid} " + "x" * size)
+            made = self._made.setdefault(writer, [])
+            if made and self._random.random() < SHREDS:
+                gone = made.pop(self._random.randrange(len(made)))
+                assert gone.answer is not None
+                call = gone.erasure = Call("mem_shred", rid, cube_id=gone.answer["cube_id"])
+            else:
+                content = f"{rid} " + "x" * self._random.choice(SIZES)
+                call = Call("mem_alloc", rid, namespace=f"load{writer}", name=rid, content=content)
             self.calls.append(call)
             return call
 
@@ -119,16 +133,19 @@ class Load:
                 # Longer than any deadline: who waits that long was forgotten.
                 with Wire(self.socket, seconds=deadline_ms / 1000 + 10) as wire:
                     while not self._ending.is_set():
-                        self._ask(wire, self._next(writer), deadline_ms)
+                        self._ask(wire, writer, deadline_ms)
                         time.sleep(PAUSE_SECONDS)
             except OSError:
                 # The kernel is gone, or never answered; who it was said so. There may be another one soon.
                 self._ending.wait(0.1)
 
-    def _ask(self, wire: Wire, call: Call, deadline_ms: int) -> None:
+    def _ask(self, wire: Wire, writer: int, deadline_ms: int) -> None:
+        call = self._next(writer)
         began = time.monotonic()
         try:
-            call.answer = wire.call("mem_alloc", **call.args, deadline_ms=deadline_ms)
+            call.answer = wire.call(call.name, **call.args, deadline_ms=deadline_ms)
+            if call.name == "mem_alloc":
+                self._made[writer].append(call)
         except (MemError, OSError) as error:
             call.error = error
         call.waited = time.monotonic() - began
@@ -140,7 +157,7 @@ class Load:
     def _read(self) -> None:
         chance = random.Random(1)
         while not self._ending.wait(PAUSE_SECONDS):
-            known = [call for call in self.calls if call.answer is not None]
+            known = [call for call in list(self.calls) if call.answer is not None and call.name == "mem_alloc"]
             if not known:
                 continue
             try:
@@ -160,7 +177,7 @@ class Load:
             found = wire.call("mem_read", cube_id=call.answer["cube_id"], deadline_ms=SHORT_MS)
         except MemError as error:
             self.read_errors[error.errno] += 1
-            if error.errno not in ("EAGAIN", "EFENCED"):
+            if error.errno not in ("EAGAIN", "EFENCED") and not (error.errno == "ESHREDDED" and call.erasure is not None):
                 self.untrue.append(f"{call.rid}: {error}")
         else:
             self.reads += 1
@@ -180,7 +197,8 @@ class Load:
         )
 
     def __str__(self) -> str:
-        return f"{self.acknowledged()} acknowledged of {len(self.calls)}, errors {dict(self.errors())}, reads {dict(self.read_errors)}"
+        heard = f"errors {dict(self.errors())}, reads {dict(self.read_errors)}"
+        return f"{self.acknowledged()} acknowledged of {len(self.calls)}, {heard}"
 
     def honest(self) -> None:
         """Nobody was told an untruth, and nobody was forgotten."""
@@ -194,30 +212,49 @@ class Load:
         done = [call for call in self.calls if call.answer is not None]
         repeated = unknown[::2] + refused[:20:3] + done[:: max(1, len(done) // 20)]
         for call in repeated:
-            answer = wire.call("mem_alloc", **call.args)
-            assert wire.call("mem_alloc", **call.args) == answer, "a repeat gets the one answer"
-            assert call.answer in (None, answer), f"{call.rid} was acknowledged as {call.answer}, and now is {answer}"
+            answer = wire.call(call.name, **call.args)
+            assert told(wire.call(call.name, **call.args)) == told(answer), "a repeat gets the one answer"
+            if call.answer is not None:
+                assert told(call.answer) == told(answer), f"{call.rid} was acknowledged as {call.answer}, and now is {answer}"
             call.answer = answer
 
     def check(self, wire: Wire) -> None:
         """What was acknowledged is there once, what was refused is not, and the rest is wholly there or not at all."""
-        there: dict[tuple[str, str], list[str]] = {}
-        for namespace in sorted({call.namespace for call in self.calls}):
+        made = [call for call in self.calls if call.name == "mem_alloc"]
+        there: dict[str, list[str]] = {}
+        for namespace in sorted({call.args["namespace"] for call in made}):
             for cube in _listed(wire, namespace):
-                there.setdefault((namespace, cube["name"]), []).append(cube["cube_id"])
-        doubled = {key: ids for key, ids in there.items() if len(ids) > 1}
+                assert "name" in cube, f"the key of {cube} is not there"
+                there.setdefault(cube["name"], []).append(cube["cube_id"])
+        doubled = {rid: ids for rid, ids in there.items() if len(ids) > 1}
         assert doubled == {}, f"made twice: {doubled}"
-        for call in self.calls:
-            ids = there.pop((call.namespace, call.rid), [])
-            if call.answer is not None:
+        kept: list[Call] = []
+        for call in made:
+            ids, erasure = there.pop(call.rid, []), call.erasure
+            if call.answer is None:
+                assert ids == [] or not call.refused, f"{call.rid} was refused ({call.error}), and is there"
+            elif erasure is not None and erasure.answer is not None:
+                assert ids == [], f"{call.rid} was erased, and is there"
+                assert _read(wire, call) == "ESHREDDED"
+            elif erasure is None or erasure.refused or ids:
                 assert ids == [call.answer["cube_id"]], f"{call.rid} was acknowledged, and there is {ids}"
-            elif call.refused:
-                assert ids == [], f"{call.rid} was refused ({call.error}), and is there"
+                kept.append(call)
         assert there == {}, f"nobody asked for {there}"
-        known = [call for call in self.calls if call.answer is not None]
-        for call in known[-SPOT_CHECKS:] + self._random.sample(known, min(len(known), SPOT_CHECKS)):
-            assert call.answer is not None
-            assert wire.call("mem_read", cube_id=call.answer["cube_id"])["content"] == call.args["content"], call.rid
+        for call in kept[-SPOT_CHECKS:] + self._random.sample(kept, min(len(kept), SPOT_CHECKS)):
+            assert _read(wire, call) == call.args["content"], call.rid
+
+
+def told(answer: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in each answer to one request: a report says how things stand when it is made."""
+    return {name: value for name, value in answer.items() if name != "report"}
+
+
+def _read(wire: Wire, call: Call) -> object:
+    assert call.answer is not None
+    try:
+        return wire.call("mem_read", cube_id=call.answer["cube_id"])["content"]
+    except MemError as error:
+        return error.errno
 
 
 def _listed(wire: Wire, namespace: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tests.faults.load import Load
+from tests.faults.load import FAULT_SECONDS, Load
 from tests.outside import Daemon, Wire
 
-FAULT_SECONDS: Final = float(os.environ.get("MEMOS_FAULT_SECONDS", "4"))
+THOROUGH: Final = FAULT_SECONDS >= 10
+"""Whether there is time for every fault, or for a selection."""
 RECOVERY_SECONDS: Final = 40.0
 """How soon after a fault calls must be acknowledged again, on a machine that has other work besides."""
 KEY: Final = "5e" * 32
@@ -48,12 +48,14 @@ class Scene:
             settings.chmod(0o600)
             more = (*more, "--kafka-config", str(settings))
         self._command = ("--log", f"kafka://{kernel_sees}/{self.topic}", *more, *self.arguments)
+        self._said = 0
         self.daemon = Daemon(folder / "data", *self._command)
         self.load = Load(self.daemon.socket)
 
     def again(self, name: str = "data") -> Daemon:
         """The kernel once more, on its old directory or a new one."""
         self.daemon.kill()
+        self._said = len(self.daemon.said()) if name == "data" else 0
         self.daemon = Daemon(self.folder / name, *self._command)
         self.load.socket = self.daemon.socket
         return self.daemon
@@ -65,9 +67,31 @@ class Scene:
         with self.wire() as wire:
             return wire.call("sys_info")
 
+    @property
+    def topics(self) -> tuple[str, ...]:
+        return self.topic, f"{self.topic}.payloads", f"{self.topic}.keys"
+
     def runs(self) -> None:
         """The kernel neither ended nor was replaced."""
         assert self.daemon.process.poll() is None, self.daemon.said()
+
+    def ended(self, seconds: float = RECOVERY_SECONDS) -> int:
+        """The exit status of a kernel that ends by itself."""
+        return self.daemon.process.wait(seconds)
+
+    def refused(self, name: str = "data") -> int:
+        """The exit status of another start."""
+        self.again(name)
+        return self.ended()
+
+    def said_last(self) -> str:
+        """What the kernel said since it was started."""
+        return self.daemon.said()[self._said :]
+
+    def only_waited(self) -> None:
+        """Nobody heard anything but that they should come again, or that their outcome is open."""
+        odd = set(self.load.errors()) - {("EAGAIN", "none"), ("ETIMEDOUT", "unknown"), ("ETIMEDOUT", "none")}
+        assert odd == set(), f"{self.load}\n{self.daemon.said()}"
 
     def sound(self) -> None:
         """Everybody was told the truth, and the topic says the same as the kernel."""
@@ -91,7 +115,7 @@ class Scene:
                 mine, its = wire.call("sys_info"), there.call("sys_info")
                 if mine["head_offset"] == its["head_offset"]:
                     break
-                assert time.monotonic() < until, f"the topic leads to {its['head_offset']}, the kernel is at {mine['head_offset']}"
+                assert time.monotonic() < until, f"the topic leads to {its}, the kernel is at {mine}"
                 time.sleep(0.1)
             assert mine["state_digest"] == its["state_digest"]
             self.load.check(there)

@@ -19,7 +19,7 @@ from memos_kernel.eventlog.base import Ended
 from memos_kernel.eventlog.link import Link
 from memos_kernel.eventlog.partition import Appender, Reader, Receipt
 from memos_kernel.eventlog.topics import SETTINGS, Erasure
-from memos_kernel.events import Checkpoint, Damaged, Slot
+from memos_kernel.events import Checkpoint, Damaged, Slot, pack
 from memos_kernel.keystore import Keys, WrongKey
 from memos_kernel.topickeys import HEADER_KEY, SLOT_KEY, SLOT_VALUE, ManyRoots, NoRoot, TopicKeys
 from memos_kernel.vault import Vault
@@ -408,3 +408,28 @@ def on_disk(directory: Path, wrapped: dict[Slot, bytes]) -> set[Slot]:
 def test_the_format_of_a_slot_is_what_the_documentation_says() -> None:
     assert SLOT_KEY.size == 17 and SLOT_VALUE.size == 1 + 8 + 60 and HEADER_KEY.size == 25
     assert topickeys.BATCH_MESSAGES >= PER_BLOCK
+
+
+def test_the_home_is_what_the_newest_epoch_s_header_says(link: Link, opened: Opening) -> None:
+    first = opened()
+    assert first.header.home_id is None
+    first.update(epoch=3, home_id=b"a" * 16)
+    stale = opened()
+    first.update(epoch=4, home_id=b"b" * 16)
+    # A kernel of an older epoch that wakes up knows an older home, however often it says so.
+    for seq in range(5):
+        stale.update(shred_seq=seq)
+    assert opened(read_only=True).header.home_id == b"b" * 16
+    first.update(shred_seq=7)
+    found = opened(read_only=True).header
+    assert (found.epoch, found.shred_seq, found.home_id) == (4, 7, b"b" * 16)
+
+
+def test_a_header_from_before_logs_could_move_is_read(link: Link, opened: Opening) -> None:
+    keys = opened()
+    _seed, secret = keys.secrets()
+    body: bytes = pack((1, 5, keys.header.log_id, 12, None, 2))
+    mac = crypto.mac(crypto.subkey(secret, b"memos key store header"), body)
+    write(link, (HEADER_KEY.pack(b"h", keys.header.log_id, 2), body + mac))
+    found = opened(read_only=True)
+    assert (found.header.epoch, found.header.shred_seq, found.header.home_id, found.strangers) == (2, 12, None, 0)

@@ -58,6 +58,29 @@ def test_pieces_come_back_in_order_and_later_only_the_new_ones(payloads: Payload
     assert read(payloads, 39)[1] == 41 and len(read(payloads, 38)[0]) == 3
 
 
+def test_several_threads_may_put_and_each_waits_for_its_own(payloads: PayloadTopic, link: Link) -> None:
+    def put(thread: int) -> None:
+        for index in range(20):
+            payloads.put([(bytes([thread]) * 16 + index.to_bytes(4, "big"), bytes(1000))])
+        payloads.wait()
+        other = PayloadTopic(link)
+        mine = [key for key, _value, _offset in read(other)[0] if key[0] == thread]
+        other.close()
+        if mine == [bytes([thread]) * 16 + index.to_bytes(4, "big") for index in range(20)]:
+            done.append(thread)
+
+    done: list[int] = []
+    threads = [threading.Thread(target=put, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(done) == [0, 1, 2, 3]
+    payloads.close()
+    with pytest.raises(Ended, match="was closed"):
+        payloads.put([(b"k", b"v")])
+
+
 def test_a_removed_piece_is_told_as_removed(payloads: PayloadTopic) -> None:
     payloads.put([(b"a" * 16, b"a"), (b"b" * 16, b"b")])
     payloads.tombstone([b"a" * 16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from tests.inside import Inside
 
 from memos_drivers.stores.memory import MemoryReader, MemoryStore
-from memos_kernel import answers, crypto, private, verify
+from memos_kernel import answers, crypto, masterkey, private, verify
 from memos_kernel import events as ev
 from memos_kernel.eventlog.base import records
 from memos_kernel.eventlog.memory import MemoryLog
 from memos_kernel.events import Damaged
+from memos_kernel.keystore import KeyStore
 from memos_kernel.private import Private
 from memos_kernel.reducer import apply
 from memos_kernel.state import Tables
@@ -46,7 +48,12 @@ def log() -> Log:
         k.clock.advance(6)  # type: ignore[attr-defined]  # pyright: ignore
         k.tick()
         assert k.refusal("mem_read", cube_id=a) == "ENOENT"
-        k.reopen()
+        k.stop()
+        k.config = dataclasses.replace(k.config, take_over=True)
+        slots = KeyStore(k.paths.keys, masterkey.read(k.config.key_path) or b"")
+        slots.update(home_id=bytes(16))
+        slots.close()
+        k.open()
         names = {event.name for _raw, record in records(k.log) for event in record.events}
         assert names == set(ev.EVENTS)
         return Log({

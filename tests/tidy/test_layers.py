@@ -18,7 +18,7 @@ MAY_IMPORT = {
 TOOLS_MAY_IMPORT = (
     *(f"memos_kernel.{name}" for name in (
         "events", "state", "reducer", "upcast", "eventlog", "keystore", "masterkey", "crypto", "chain", "private", "answers",
-        "vault", "verify", "governance", "lifecycle", "offline", "topicoffline", "topickeys", "config",
+        "vault", "verify", "governance", "lifecycle", "offline", "topicoffline", "topickeys", "config", "moving",
     )),
     "memos_drivers.stores",
 )  # fmt: skip

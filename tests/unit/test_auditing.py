@@ -309,6 +309,9 @@ def test_a_torn_log_is_told_where_it_is_torn(what: str) -> None:
     proven, _rest, findings, _counting = public(messages)
     mine = [one for one in findings if one.kind == "torn"]
     assert mine[0].offset == torn
+    # All after it is torn off, and nothing else is odd but what was put into its place.
+    suspect = {at for at, verdict in enumerate(verdicts) if verdict.kind == "suspect"}
+    assert {one.offset for one in findings if one.kind == "suspect"} <= suspect
     missing = {"a record is edited": 9, "a frame is removed": 9, "two frames change places": 9,
                "the second claim is removed": 13, "the first message is removed": 0}  # fmt: skip
     assert mine[0].seq == missing[what], (mine, [v.why for v in verdicts])

@@ -14,10 +14,9 @@ from memos_kernel import events as ev
 from memos_kernel.eventlog.base import EventLog
 from memos_kernel.eventlog.embedded import EmbeddedLog
 from memos_kernel.events import Event, Frame, Slot
-from memos_tools import logview, offline
+from memos_tools import logview, offline, receipts
 from memos_tools.ctl import main, parser
 from memos_tools.output import Trouble
-from memos_tools.proof import receipt_bytes
 from memos_tools.render import time_text
 
 
@@ -83,14 +82,14 @@ def test_a_receipt_is_read_in_every_form_that_it_is_handed_out_in(tmp_path: Path
     }  # fmt: skip
     path = tmp_path / "receipt"
     path.write_bytes(raw if form == "raw" else texts[form].encode())
-    assert receipt_bytes(path) == raw
+    assert receipts.read(path) == raw
 
 
 def test_a_file_that_holds_no_receipt_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "receipt"
     path.write_text('{"something": "else"}')
     with pytest.raises(Trouble, match="holds no receipt"):
-        receipt_bytes(path)
+        receipts.read(path)
 
 
 def test_json_may_be_asked_for_before_or_after_the_command(tmp_path: Path) -> None:

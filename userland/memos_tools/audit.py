@@ -34,7 +34,6 @@ from . import offline
 from .contentdiff import change_of
 from .loggrep import UUID, below
 from .logview import damage_named, opened_private, span, syscall_name
-from .offline import Keys
 from .output import BAD, GOOD, Output, Trouble
 from .render import Block, Line, Rows, time_text, to_json
 
@@ -91,7 +90,7 @@ class Subject(NamedTuple):
 
 def command(arguments: argparse.Namespace, out: Output) -> int:
     source: str = arguments.source
-    with offline.opened(source, Keys(arguments.key_file, arguments.no_keys)) as found:
+    with offline.opened(source, offline.keys_of(arguments), out) as found:
         with damage_named(found.log, source):
             first, last = span(found.log, arguments.first, arguments.last)
         view = View(found.store.live(VIEW))

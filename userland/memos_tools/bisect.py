@@ -36,7 +36,6 @@ from memos_syscalls.errors import MemShredded
 
 from . import offline
 from .logview import damage_named, record_blocks, revealed, span
-from .offline import Keys
 from .output import BAD, GOOD, Output, Trouble
 from .render import Line, plain_json, time_text
 from .rewind import Reached, advance, give_keys
@@ -50,8 +49,8 @@ SIGNALS_FROM: Final = 128
 
 def command(arguments: argparse.Namespace, out: Output) -> int:
     source: str = arguments.source
-    keys = Keys(arguments.key_file, arguments.no_keys)
-    with offline.opened(source, keys) as found, damage_named(found.log, source):
+    keys = offline.keys_of(arguments)
+    with offline.opened(source, keys, out) as found, damage_named(found.log, source):
         first, last = span(found.log, arguments.first, arguments.last)
         try:
             with tempfile.TemporaryDirectory(prefix="memos-bisect-") as scratch:

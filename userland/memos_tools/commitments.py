@@ -8,7 +8,7 @@ erasure it is still there, unreadable, and must still match. Copies of inline ci
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from memos_drivers.stores.base import Reader
@@ -28,8 +28,10 @@ def payload_of(event: Event) -> list[Any] | None:
 class Commitments:
     """Looks at one record after the other."""
 
-    def __init__(self, payloads: Reader) -> None:
+    def __init__(self, payloads: Reader, piece_offset: Callable[[bytes], int | None]) -> None:
+        """`piece_offset` says where a piece stands in the topic of large contents, if it is from one."""
         self._payloads = payloads
+        self._piece_offset = piece_offset
         self.checked = 0
         self.problems: list[Problem] = []
 
@@ -49,15 +51,21 @@ class Commitments:
         payload_id, size, digest, _slot, inline = payload
         self.checked += 1
         found = hashlib.sha256()
-        for piece in [inline] if inline is not None else self._pieces(payload_id, size):
+        keys = [] if inline is not None else list(self._keys(payload_id, size))
+        for piece in [inline] if inline is not None else map(self._payloads.get, keys):
             if piece is None:
-                return "is missing"
+                return f"is missing{self._where(keys)}"
             found.update(piece)
-        return None if found.digest() == digest else "is not the ciphertext that the record was signed with"
+        return None if found.digest() == digest else f"is not the ciphertext that the record was signed with{self._where(keys)}"
 
-    def _pieces(self, payload_id: bytes, size: int) -> Iterator[bytes | None]:
+    def _where(self, keys: list[bytes]) -> str:
+        """Where its pieces stand in their topic; empty for those that do not stand in one."""
+        offsets = [str(offset) for key in keys if (offset := self._piece_offset(key)) is not None]
+        return f" (pieces at offsets {', '.join(offsets)} of the topic of large contents)" if offsets else ""
+
+    def _keys(self, payload_id: bytes, size: int) -> Iterator[bytes]:
         if not crypto.is_chunked(size):
-            yield self._payloads.get(payload_id)
+            yield payload_id
             return
         for index in range(-(-size // limits.PAYLOAD_CHUNK_BYTES)):
-            yield self._payloads.get(payload_id + index.to_bytes(4, "big"))
+            yield payload_id + index.to_bytes(4, "big")

@@ -20,25 +20,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from memos_drivers.stores.base import PAYLOAD, VIEW, Store
 from memos_drivers.stores.rocks import RocksStore
-from memos_kernel import boot, crypto, lifecycle, masterkey
-from memos_kernel import events as ev
-from memos_kernel.clock import RealClock
+from memos_kernel import crypto, lifecycle, masterkey, moving
 from memos_kernel.config import BadConfig, Config, kafka_settings
-from memos_kernel.eventlog.base import Ended, EventLog, OutOfReach
+from memos_kernel.eventlog.base import EventLog
+from memos_kernel.eventlog.embedded import EmbeddedLog
 from memos_kernel.eventlog.link import SCHEME, Link
-from memos_kernel.events import Event, Slot
+from memos_kernel.eventlog.topics import BadTopic, Unreachable
+from memos_kernel.events import Slot
 from memos_kernel.keystore import Keys as KeysOf
 from memos_kernel.keystore import WrongKey
-from memos_kernel.recovery import elsewhere
 from memos_kernel.state import META_HOME, View, decode_version, shown
 from memos_syscalls import limits
 
@@ -49,7 +47,7 @@ from .output import BAD, GOOD, Output, Trouble
 from .render import Block, Line, Rows
 
 SEALING_BYTES: Final = crypto.NONCE_BYTES + crypto.TAG_BYTES
-AGAIN: Final = "run the same command again: it goes on where this one stopped"
+AGAIN: Final = "the same command goes on where this one stopped"
 
 
 class Source(NamedTuple):
@@ -81,9 +79,10 @@ def command(arguments: argparse.Namespace, out: Output) -> int:
     source: str = arguments.source
     target: str = arguments.target
     keys = Keys(arguments.key_file)
+    troubles = _troubles(source, target)
     try:
         made = _copy(source, target, keys, out, close=not arguments.no_close)
-    except (boot.Refused, WrongKey, masterkey.NoKey, BadConfig, Ended, OutOfReach) as error:
+    except troubles as error:
         raise Trouble(str(error)) from error
     good = made.source_digest == made.copy_digest
     data = {
@@ -96,6 +95,18 @@ def command(arguments: argparse.Namespace, out: Output) -> int:
     ]  # fmt: skip
     out.show(data, Rows(("field", "value"), rows), *_advice(source, target, keys, made))
     return GOOD if good else BAD
+
+
+def _troubles(*places: str) -> tuple[type[Exception], ...]:
+    """What opening them may raise; each says what to do. Only topics need Kafka's library."""
+    found = (moving.Refused, WrongKey, masterkey.NoKey, BadConfig)
+    if not any(place.startswith(SCHEME) for place in places):
+        return found
+    try:
+        from memos_kernel.topicoffline import TROUBLES
+    except ModuleNotFoundError as error:
+        raise Trouble(f"copying topics needs {error.name}: install memos-kernel[kafka]") from error
+    return (*found, *TROUBLES, BadTopic, Unreachable)
 
 
 def _advice(source: str, target: str, keys: Keys, made: Made) -> Iterator[Block]:
@@ -120,17 +131,24 @@ def _advice(source: str, target: str, keys: Keys, made: Made) -> Iterator[Block]
 
 def _copy(source: str, target: str, keys: Keys, out: Output, *, close: bool) -> Made:
     if close:
-        with _taken(source, keys) as (config, parts):
+        with _taken(source, keys) as (config, parts), contextlib.ExitStack() as closing:
             found = Source(parts.store, parts.log, parts.keystore)
             secrets = _secrets(found, source, keys)
-            with _target(target, secrets, found, only_home=_moved_to(found) is not None) as into:
-                carry = _Carrying(found, into, out)
-                if _moved_to(found) is None:
-                    asyncio.run(_close(config, parts, carry.all, into.home_id))
-                    carry.log()
-                else:
-                    carry.all()
-                return _finished(carry, target, secrets, keys, source)
+
+            carrying: list[_Carrying] = []
+
+            def copied(moved: bool) -> bytes:
+                into = closing.enter_context(_target(target, secrets, found, only_home=moved))
+                carrying.append(_Carrying(found, into, out))
+                carrying[0].all()
+                return into.home_id
+
+            try:
+                asyncio.run(moving.close(config, parts, copied))
+            except moving.NotClosed as error:
+                raise Trouble(f"the source was not closed: {error}; {AGAIN}") from error
+            carrying[0].log()
+            return _finished(carrying[0], target, secrets, keys, source)
     with offline.opened(source, keys, need_key=True) as opened:
         assert opened.keystore is not None, "it was asked for"
         found = Source(opened.store, opened.log, opened.keystore)
@@ -156,7 +174,7 @@ def _key_kept() -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _taken(source: str, keys: Keys) -> Generator[tuple[Config, boot.Parts]]:
+def _taken(source: str, keys: Keys) -> Generator[tuple[Config, moving.Parts]]:
     """The parts of a kernel on the source, with nobody else's hands on them."""
     with contextlib.ExitStack() as closing:
         if source.startswith(SCHEME):
@@ -169,8 +187,7 @@ def _taken(source: str, keys: Keys) -> Generator[tuple[Config, boot.Parts]]:
             config = Config(path, path / "unused.sock", embedder="none", master_key_file=keys.file, accept_clock=True)
             closing.enter_context(offline.locked(path))
         with _key_kept():
-            parts = boot.open_parts(config)
-        closing.callback(_release, parts)
+            parts = closing.enter_context(moving.opened(config))
         yield config, parts
 
 
@@ -191,14 +208,6 @@ def _options() -> dict[str, str]:
     return kafka_settings(Path(given)) if given else {}
 
 
-def _release(parts: boot.Parts) -> None:
-    gc.collect()  # Cursors of the kernel that ran keep a database open.
-    parts.log.close()
-    parts.keystore.close()
-    parts.segment_keys.close()
-    parts.store.close()
-
-
 def _secrets(found: Source, source: str, keys: Keys) -> Secrets:
     with _key_kept():
         master = masterkey.read(keys.file or Path(source) / "master.key")
@@ -208,46 +217,15 @@ def _secrets(found: Source, source: str, keys: Keys) -> Secrets:
     return Secrets(master, found.keystore.header.log_id, seed, secret)
 
 
-def _moved_to(found: Source) -> bytes | None:
-    """The copy that the source's log goes on in; None when that is the source itself."""
-    home = found.view.get(META_HOME)
-    if elsewhere(found.view, found.keystore) is None:
-        return None
-    if home is None:
-        raise Trouble("the source is a copy without a log.moved record: copy it with --no-close, or take it over first")
-    return home
-
-
-async def _close(config: Config, parts: boot.Parts, copied: Callable[[], None], home_id: bytes) -> None:
-    """Open an epoch on the source, have everything copied, and end its log. Raises `Refused`, or `Trouble`."""
-    kernel = await boot.assemble(
-        config, store=parts.store, log=parts.log, keystore=parts.keystore, segment_keys=parts.segment_keys,
-        clock=RealClock(), on_fatal=lambda _why: None, embed=None,
-    )  # fmt: skip
-    try:
-        if kernel.closed is not None:
-            raise Trouble(f"{kernel.closed}; {AGAIN}")
-        await asyncio.to_thread(copied)
-        try:
-            # One frame: a log that is closed ends with a signature.
-            kernel.append_own([Event(ev.MOVED, ev.EVENTS[ev.MOVED], [home_id])])
-            kernel.checkpoint_now()
-            await kernel.drained()
-        except OSError as error:
-            raise Trouble(f"the source could not be closed: {error}; {AGAIN}") from error
-    finally:
-        await kernel.stop()
-
-
 # -- the target --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _target(target: str, secrets: Secrets, found: Source, *, only_home: bool) -> Generator[Target]:
-    home = found.view.get(META_HOME)
+    home, own = found.view.get(META_HOME), found.keystore.header.home_id
     into: Target
     if target.startswith(SCHEME):
-        into = TopicTarget(Link.parse(target, _options()), secrets, home=home, only_home=only_home)
+        into = TopicTarget(Link.parse(target, _options()), secrets, home=home, own=own, only_home=only_home)
     else:
         into = DirectoryTarget(Path(target), secrets, home=home, only_home=only_home, shared=found.log.shared)
     try:
@@ -295,6 +273,8 @@ class _Carrying:
         at = self.into.counting.at
         if at.seq < 0:
             return
+        if at.seq > offline.head(self.found.log) and self.found.view.get(META_HOME) == self.into.home_id:
+            raise Trouble("the copy is complete and was written to since; go on there")
         item = offline.item_at(self.found.log, at.seq)
         if item is None or item.hash != at.hash:
             raise Trouble("the target holds other records than the source: its log went on by itself; name a new one")
@@ -342,7 +322,7 @@ def _finished(carry: _Carrying, target: str, secrets: Secrets, keys: Keys, sourc
     at = into.counting.at
     if isinstance(into, DirectoryTarget):
         _give_master_key(into.partial, source, keys)
-    into.finish()
+    into.complete()
     digest = shown(offline.replayed(found.log, at.seq).digest).hex()
     return Made(
         at.seq, digest, _digest_of(target, secrets, at.seq), into.home_id, _names(found, into), carry.keys, carry.missing
@@ -370,8 +350,6 @@ def _digest_of(target: str, secrets: Secrets, head: int) -> str:
     if not target.startswith(SCHEME):
         store = RocksStore(Path(target) / "db", read_only=True)
         try:
-            from memos_kernel.eventlog.embedded import EmbeddedLog
-
             return shown(offline.replayed(EmbeddedLog(store), head).digest).hex()
         finally:
             store.close()

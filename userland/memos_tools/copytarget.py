@@ -93,7 +93,7 @@ class Target(Protocol):
         """Take messages of the log over; durable on return."""
         ...
 
-    def finish(self) -> None:
+    def complete(self) -> None:
         """All is there."""
         ...
 
@@ -101,8 +101,7 @@ class Target(Protocol):
 
 
 def messages(log: EventLog, after_seq: int = -1, after_epoch: int = 0) -> Iterator[bytes]:
-    """Claims and frames in an order in which they count: a claim of an epoch comes before its frames, and after all of the epochs
-    before."""
+    """Claims and frames in an order in which they count: a claim comes before its epoch's frames, and after all older ones."""
     claims = [(claim.epoch, data) for data in log.claims() if (claim := ev.decode_claim(data)).epoch > after_epoch]
     claims.sort(reverse=True)
     for data in log.frames(after_seq + 1):
@@ -133,6 +132,8 @@ class DirectoryTarget:
         self.partial = path.with_name(path.name + ".partial")
         self.counting = secrets.counting()
         self._closing: list[RocksStore | KeyStore] = []
+        if only_home and _home_of(path, secrets) == home:
+            raise Trouble(f"{path} is what the source's log moved to, and it is complete; go on there")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise Trouble(f"{path} exists and is not empty; name a new directory")
         known = _home_of(self.partial, secrets)
@@ -142,7 +143,10 @@ class DirectoryTarget:
             shutil.rmtree(self.partial, ignore_errors=True)
             known = _begin_directory(self.partial, secrets)
         self.home_id = known
-        self._lock = lock_directory(self.partial)
+        try:
+            self._lock = lock_directory(self.partial)
+        except BlockingIOError:
+            raise Trouble(f"another copy to {self.partial} is under way; wait for it") from None
         self.slots = KeyStore(self.partial / "keys", secrets.master)
         self._closing.append(self.slots)
         self.store = RocksStore(self.partial / "db")
@@ -187,7 +191,7 @@ class DirectoryTarget:
         self.store.write(batch)
         self.store.sync()
 
-    def finish(self) -> None:
+    def complete(self) -> None:
         """Make the view, and give the directory its name."""
         old = [key for key, _value in self.store.live(VIEW).scan(b"")]
         for at in range(0, len(old), limits.KEY_SLOTS_PER_BLOCK):
@@ -245,14 +249,16 @@ def _begin_directory(directory: Path, secrets: Secrets) -> bytes:
 
 
 class TopicTarget:
-    def __init__(self, link: Link, secrets: Secrets, *, home: bytes | None, only_home: bool) -> None:
-        """As `DirectoryTarget`; topics that hold the beginning of this log by a copy are gone on with in any case."""
-        from memos_kernel.eventlog.tail import owner_of
+    def __init__(self, link: Link, secrets: Secrets, *, home: bytes | None, own: bytes | None, only_home: bool) -> None:
+        """As `DirectoryTarget`; topics that hold the beginning of this log by a copy are gone on with in any case. `own` is the
+        source's home_id."""
         from memos_kernel.eventlog.partition import Appender, Receipt
         from memos_kernel.eventlog.payloadtopic import PayloadTopic
+        from memos_kernel.eventlog.tail import owner_of
         from memos_kernel.eventlog.topics import ensure
 
         self.link = link
+        self._log_id = secrets.log_id
         self.counting = secrets.counting()
         self._receipt = Receipt
         self._closing: list[TopicKeys | PayloadTopic | Appender] = []
@@ -262,7 +268,7 @@ class TopicTarget:
         try:
             self.keys = self._open_keys(secrets, new=owner is None and not only_home)
             known = self.keys.header.home_id
-            if owner is not None and known is None:
+            if owner is not None and known == own:
                 raise Trouble(f"the topic {link.topic} holds this log itself, not a copy of it; name empty topics")
             if only_home and known != home:
                 raise Trouble(closed_for(f"the topic {link.topic}"))
@@ -324,12 +330,16 @@ class TopicTarget:
         self._payloads.wait()
 
     def append(self, messages: Iterable[bytes]) -> None:
+        from memos_kernel.eventlog.tail import owner_of
+
         receipt = self._receipt()
         for data, _message in counted(self.counting, messages):
             self._appender.send(b"", data, receipt)
         self._appender.wait(receipt)
+        if owner_of(self.link) != self._log_id:
+            raise Trouble(f"another kernel began a log in topic {self.link.topic} meanwhile; name empty topics")
 
-    def finish(self) -> None:
+    def complete(self) -> None:
         """Every message was confirmed."""
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from .output import GOOD, UNUSABLE, Output, Trouble
 from .render import Rows, to_json
 
 INTERRUPTED = 130
-SOURCE = "a data directory"
+SOURCE = "a data directory, kafka://HOST:PORT/TOPIC, or the socket of a running kernel"
 POINT = "an offset, a time (the last record at or before it), or a record's hash (its first 8 digits or more)"
 Command = Callable[[argparse.Namespace, Output], int]
 
@@ -42,11 +42,14 @@ def _subcommands(parser: argparse.ArgumentParser, what: str) -> Callable[..., ar
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON line per answer")
         if run is not None:
             command.set_defaults(run=run)
-        command.set_defaults(key_file=None, no_keys=False)
+        command.set_defaults(key_file=None, no_keys=False, public_key=None)
         if keys:
             command.add_argument("--key-file", type=Path, help="the master key (default: DIR/master.key, or MEMOS_MASTER_KEY)")
         if keys and no_keys:
             command.add_argument("--no-keys", action="store_true", help="do without the master key: show what is public")
+            command.add_argument(
+                "--public-key", metavar="HEX", help="the log's public key, from a source that you trust"
+            )
         return command
 
     return add
@@ -58,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add = _subcommands(p, "commands")
 
     log = _subcommands(add("log", None, "read the log's records"), "log commands")
-    c = log("tail", logview.tail, "the newest records", keys=True)
+    c = log("tail", logview.tail, "the newest records", keys=True, no_keys=True)
     c.add_argument("source", metavar="SOURCE", help=SOURCE)
     c.add_argument("-n", type=_count, default=10, help="how many records (default: 10)")
     c.add_argument("--follow", "-f", action="store_true", help="go on as the kernel writes")
@@ -92,7 +95,6 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--socket", type=Path, help="ask a running kernel instead")
     c.add_argument("--full", action="store_true", help="also decrypt everything, replay, and compare with the view")
     c.add_argument("--receipt", type=Path, metavar="FILE", help="check that an erasure happened and holds")
-    c.add_argument("--public-key", metavar="HEX", help="the log's public key, from a source that you trust")
     c.add_argument("--anchor", type=Path, metavar="FILE", help="a signed checkpoint that was kept elsewhere")
     c.add_argument("--report", type=Path, metavar="FILE", help="write what was found to a file, signed when the key is there")
     c.add_argument("--check-report", type=Path, metavar="FILE", help="check such a file instead; needs --public-key")
@@ -113,11 +115,11 @@ def parser() -> argparse.ArgumentParser:
         "--keys", action="store_true", help="fail without a master key: the new directory must be one that memosd serves"
     )
 
-    c = add("diff", statediff.diff, "how the states at two points differ")
+    c = add("diff", statediff.diff, "how the states at two points differ", keys=True, no_keys=True)
     c.add_argument("a", metavar="A", help="SOURCE or SOURCE@POINT")
     c.add_argument("b", metavar="B")
 
-    c = add("digest", statediff.digest, "the state digest, by replaying the log")
+    c = add("digest", statediff.digest, "the state digest, by replaying the log", keys=True, no_keys=True)
     c.add_argument("source", metavar="SOURCE", help="SOURCE or SOURCE@POINT")
     c.add_argument("--at", metavar="POINT", help=POINT)
 
@@ -131,7 +133,10 @@ def parser() -> argparse.ArgumentParser:
     c = add("snapshot", _snapshot, "have a running kernel write a snapshot")
     c.add_argument("--socket", type=Path, required=True)
 
-    c = add("anchor", proof.anchor, "export the newest signed checkpoint, or check the log against an exported one")
+    c = add(
+        "anchor", proof.anchor, "export the newest signed checkpoint, or check the log against an exported one", keys=True,
+        no_keys=True,
+    )
     c.add_argument("source", metavar="SOURCE", help=SOURCE)
     which = c.add_mutually_exclusive_group()
     which.add_argument("--out", type=Path, metavar="FILE")
@@ -143,7 +148,6 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--out", type=Path, metavar="FILE")
     c.add_argument("--reveal", action="store_true", help="with the content, which the log's key then signs for")
     c.add_argument("--check", type=Path, metavar="FILE", help="check a proof instead; needs --public-key and nothing else")
-    c.add_argument("--public-key", metavar="HEX", help="the log's public key, from a source that you trust")
 
     c = add("copy", copy.command, "move a log: from a data directory to Kafka, back, or to another place", keys=True)
     c.add_argument("source", metavar="SOURCE", help="a data directory without a running kernel, or kafka://HOST:PORT/TOPIC")
@@ -155,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--new-key-file", type=Path, required=True, metavar="FILE", help="made when it does not exist")
 
     c = add("doctor", doctor.command, "look for what is wrong with this machine, directory or kernel", keys=True)
-    c.add_argument("dir", type=Path, metavar="DIR", nargs="?")
+    c.add_argument("dir", metavar="SOURCE", nargs="?", help="a data directory, or kafka://HOST:PORT/TOPIC")
     c.add_argument("--socket", type=Path)
 
     add("bench", None, "measure a kernel: `memctl bench --help`")

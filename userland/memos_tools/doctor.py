@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from memos_drivers.stores.base import VIEW
+from memos_kernel.eventlog.link import SCHEME, BadLink, Link
 from memos_kernel.events import Damaged
 from memos_kernel.offline import Offline
 from memos_kernel.state import SCHEMA, View
@@ -45,9 +46,13 @@ def command(arguments: argparse.Namespace, out: Output) -> int:
     if arguments.dir is None and arguments.socket is None:
         raise Trouble("name a data directory, or a kernel with --socket; or both")
     findings = [*_machine()]
-    if arguments.dir is not None:
-        findings += _directory(arguments.dir, Keys(arguments.key_file))
-    socket = arguments.socket or (arguments.dir / "memos.sock" if arguments.dir else None)
+    place = None if arguments.dir is None else offline.place_of(arguments.dir)
+    directory = None if place is None or place.startswith(SCHEME) else Path(place)
+    if directory is not None:
+        findings += _directory(directory, Keys(arguments.key_file))
+    elif place is not None:
+        findings += _topic(place, Keys(arguments.key_file), out)
+    socket = arguments.socket or (directory / "memos.sock" if directory else None)
     if socket is not None and (arguments.socket is not None or socket.exists()):
         findings += _kernel(socket)
     bad = [finding for finding in findings if finding.verdict == "bad"]
@@ -111,6 +116,31 @@ def _directory(path: Path, keys: Keys) -> Iterator[Finding]:
         yield Finding("bad", "log", str(error).partition(";")[0], "see the message; `memctl check` names the damage")
 
 
+def _topic(url: str, keys: Keys, out: Output) -> Iterator[Finding]:
+    from memos_kernel.eventlog import topics
+
+    try:
+        ids = topics.ensure(Link.parse(url, offline.kafka_options()), create=False)
+    except (BadLink, topics.BadTopic, topics.Unreachable) as error:
+        yield Finding("bad", "topics", str(error).partition(";")[0], "see the message; docs/kafka.md says what the log needs")
+        return
+    yield Finding("ok", "topics", f"{url}, topic id {ids.records}")
+    try:
+        with offline.opened(url, keys, out) as found:
+            yield from _log(found, live=True)
+            if found.counts["torn"]:
+                first = next(one for one in found.oddities if one.torn)
+                what = f"{found.counts['torn']} messages do not follow, the first at topic offset {first.topic_offset}"
+                yield Finding("bad", "messages", what, f"run `memctl verify {url}`")
+            elif found.counts["suspect"] + found.counts["foreign"]:
+                what = f"{found.counts['suspect'] + found.counts['foreign']} that no kernel of this log wrote"
+                yield Finding("note", "messages", what, "find out who may write the topic; they do no harm")
+            else:
+                yield Finding("ok", "messages", f"all are this log's, {found.counts['void']} came too late")
+    except Trouble as error:
+        yield Finding("bad", "log", str(error).partition(";")[0], f"see the message; run `memctl verify {url}`")
+
+
 def _mode(path: Path, what: str, forbidden: int, command: str) -> Finding:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & forbidden:
@@ -163,7 +193,7 @@ def _log(found: Offline, live: bool) -> Iterator[Finding]:
         yield Finding("bad", "key store", "belongs to another log", "put back the directory that it came from")
         return
     remembered = found.keystore.newest_checkpoint
-    if remembered is not None and remembered.head_seq > newest and not live:
+    if remembered is not None and remembered.head_seq > newest and (found.is_topic or not live):
         text = f"remembers a signed checkpoint of offset {remembered.head_seq}, the log ends at {newest}"
         yield Finding(
             "bad", "key store", text, "the log was cut back: restore it, or accept it with `memctl check --truncate-to`"

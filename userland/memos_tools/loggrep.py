@@ -24,7 +24,7 @@ from memos_syscalls.table import BY_NAME
 
 from . import offline
 from .logview import FIELDS, damage_named, revealed, sections, span, syscall_name, targets
-from .offline import Item, Keys
+from .offline import Item
 from .output import BAD, GOOD, Output, Trouble
 from .render import Line
 
@@ -94,9 +94,9 @@ def cubes_of(event: Event) -> set[bytes]:
 
 def command(arguments: argparse.Namespace, out: Output) -> int:
     pattern, filters = _pattern(arguments), _filters(arguments)
-    keys = Keys(arguments.key_file, arguments.no_keys)
+    keys = offline.keys_of(arguments)
     shown = 0
-    with offline.opened(arguments.source, keys) as found, damage_named(found.log, arguments.source):
+    with offline.opened(arguments.source, keys, out) as found, damage_named(found.log, arguments.source):
         first, last = span(found.log, arguments.first, arguments.last)
         for data in _matching(found, first, last, filters, pattern):
             _show(data, pattern, out)

@@ -28,7 +28,7 @@ from memos_syscalls.errors import MemError
 from memos_syscalls.table import BY_NUMBER
 
 from . import offline
-from .offline import Item, Keys
+from .offline import Item
 from .output import BAD, GOOD, Output, Trouble
 from .render import Block, Line, Rows, time_text, to_json
 
@@ -159,17 +159,24 @@ def opened_content(event: ev.Event, view: View, vault: Vault) -> str | bytes | N
 
 
 def tail(arguments: argparse.Namespace, out: Output) -> int:
-    source: str = arguments.source
-    keys = Keys(arguments.key_file, True)
-    with offline.opened(source, keys) as found, damage_named(found.log, source):
+    source = offline.place_of(arguments.source)
+    keys = offline.keys_of(arguments)
+    with offline.opened(source, keys, out, log_only=True) as found, damage_named(found.log, source):
         first = max(0, offline.head(found.log) - arguments.n + 1)
         at = _print_from(found, first, out)
+        if found.unproven is not None and not out.json:
+            what = f"records from {found.unproven} on are not covered by a signed checkpoint yet; the master key shows them"
+            out.err.print(f"memctl: {what} (--key-file)", style="yellow", markup=False, highlight=False)
         path = found.path
+        while arguments.follow and found.is_topic:
+            time.sleep(FOLLOW_SECONDS)
+            if offline.read_on(found):
+                at = _print_from(found, at, out)
     while arguments.follow:
         mark = _mark(path)
         while _mark(path) == mark:
             time.sleep(FOLLOW_SECONDS)
-        with offline.opened(source, keys) as found, damage_named(found.log, source):
+        with offline.opened(source, keys, log_only=True) as found, damage_named(found.log, source):
             at = _print_from(found, at, out)
     return GOOD
 
@@ -239,8 +246,8 @@ def span(log: EventLog, first: str | None, last: str | None) -> tuple[int, int]:
 
 def show(arguments: argparse.Namespace, out: Output) -> int:
     source: str = arguments.source
-    keys = Keys(arguments.key_file, arguments.no_keys)
-    with offline.opened(source, keys) as found, damage_named(found.log, source):
+    keys = offline.keys_of(arguments)
+    with offline.opened(source, keys, out) as found, damage_named(found.log, source):
         seq = offline.resolve(found.log, arguments.point)
         item = offline.item_at(found.log, seq)
         if item is None:

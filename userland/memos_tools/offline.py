@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -26,7 +27,7 @@ from memos_kernel import crypto, masterkey
 from memos_kernel import events as ev
 from memos_kernel.chain import LogKeys
 from memos_kernel.config import BadConfig, kafka_settings
-from memos_kernel.eventlog.base import EventLog
+from memos_kernel.eventlog.base import EventLog, OutOfReach
 from memos_kernel.eventlog.embedded import EmbeddedLog
 from memos_kernel.eventlog.link import SCHEME
 from memos_kernel.events import Damaged
@@ -36,7 +37,7 @@ from memos_kernel.state import Tables, View
 from memos_kernel.verify import Progress, replay
 from memos_syscalls import messages as m
 
-from .output import Trouble
+from .output import Output, Trouble
 
 SEQ_MAX: Final = 2**64 - 1
 OPEN_TRIES: Final = 3
@@ -52,6 +53,8 @@ class Keys(NamedTuple):
 
     file: Path | None = None
     none: bool = False
+    public: bytes | None = None
+    """The log's public key, from somebody the caller trusts: for a topic without the master key."""
 
 
 class Item(NamedTuple):
@@ -86,22 +89,44 @@ def _environment_kept() -> Generator[None]:
             os.environ[masterkey.VARIABLE] = kept
 
 
+def keys_of(arguments: argparse.Namespace) -> Keys:
+    """The keys that a command line names."""
+    public: str | None = getattr(arguments, "public_key", None)
+    given = None if public is None else from_hex(public, crypto.KEY_BYTES, "--public-key")
+    return Keys(arguments.key_file, arguments.no_keys, given)
+
+
+def from_hex(text: str, size: int, name: str) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != size:
+        raise Trouble(f"{name} takes {size * 2} hexadecimal digits")
+    return value
+
+
 @contextlib.contextmanager
 def opened(
-    source: str | Path, keys: Keys = Keys(), *, need_key: bool = False, public_key: bytes | None = None,  # noqa: B008  # A constant.
+    source: str | Path, keys: Keys = Keys(), out: Output | None = None, *, need_key: bool = False, log_only: bool = False,  # noqa: B008  # A constant.
 ) -> Generator[Offline]:  # fmt: skip
-    """A source, to be read. `public_key` is the log's, from somebody the caller trusts, for a topic without the keys."""
-    with _open(str(source), keys, need_key, public_key) as found:
+    """A source, to be read; reading a topic shows its progress on `out`. `log_only`: nothing is to be decrypted, so a
+    directory's keys stay shut; those of a topic tell what counts in it."""
+    with _open(str(source), keys, out, need_key, log_only) as found:
         yield found
 
 
-def _open(source: str, keys: Keys, need_key: bool, public_key: bytes | None) -> Offline:
-    if is_socket(source):
-        source = _log_of(Path(source))
+def _open(source: str, keys: Keys, out: Output | None, need_key: bool, log_only: bool) -> Offline:
+    source = place_of(source)
     with _environment_kept():
         if source.startswith(SCHEME):
-            return _open_topic(source, keys, need_key, public_key)
-        return _open_directory(Path(source), keys, need_key)
+            return _open_topic(source, keys, out, need_key)
+        return _open_directory(Path(source), Keys(none=True) if log_only else keys, need_key)
+
+
+def place_of(source: str) -> str:
+    """Where a source's log is: its directory or topic."""
+    return _log_of(Path(source)) if is_socket(source) else source
 
 
 def is_socket(source: str) -> bool:
@@ -124,7 +149,7 @@ def _log_of(socket: Path) -> str:
     raise Trouble(f"the kernel at {socket} tells only its own user where its log is; name the directory or topic")
 
 
-def _open_topic(source: str, keys: Keys, need_key: bool, public_key: bytes | None) -> Offline:
+def _open_topic(source: str, keys: Keys, out: Output | None, need_key: bool) -> Offline:
     try:
         from memos_kernel import topicoffline
     except ModuleNotFoundError as error:
@@ -133,17 +158,36 @@ def _open_topic(source: str, keys: Keys, need_key: bool, public_key: bytes | Non
         raise Trouble("this needs the keys; leave out --no-keys")
     if keys.file is not None and not keys.file.exists():
         raise Trouble(f"the key file {keys.file} does not exist; --key-file names the file that memosd uses")
-    given = os.environ.get("MEMOS_KAFKA_CONFIG")
     try:
         master = None if keys.none else topicoffline.master_key(keys.file)
         if master is None and need_key:
             raise Trouble(f"no master key for {source}: pass --key-file, or set {masterkey.VARIABLE}")
-        options = kafka_settings(Path(given)) if given else {}
-        return topicoffline.open_topic(source, options, master=master, public_key=public_key)
+        options = kafka_options()
+        with out.progress("reading the topic", None) if out is not None else contextlib.nullcontext() as progress:
+            return topicoffline.open_topic(source, options, master=master, public_key=keys.public, progress=progress)
     except WrongKey as error:
         raise Trouble(f"{error}; or pass --no-keys to see what is public") from error
     except (BadConfig, masterkey.NoKey, *topicoffline.TROUBLES) as error:
         raise Trouble(str(error)) from error
+
+
+def kafka_options() -> dict[str, str]:
+    """Settings for reaching Kafka, from the file that `MEMOS_KAFKA_CONFIG` names. Raises `BadConfig`."""
+    given = os.environ.get("MEMOS_KAFKA_CONFIG")
+    return kafka_settings(Path(given)) if given else {}
+
+
+def read_on(found: Offline) -> bool:
+    """Take in what a topic got since it was opened; false if Kafka does not answer now."""
+    from memos_kernel import topicoffline
+
+    try:
+        found.read_on()
+    except OutOfReach:
+        return False
+    except topicoffline.TROUBLES as error:
+        raise Trouble(str(error)) from error
+    return True
 
 
 def _open_directory(path: Path, keys: Keys, need_key: bool) -> Offline:

@@ -5,42 +5,39 @@
   checked against `--public-key`, or against the key that the log itself names, which finds damage but not a log that somebody
   made anew from its first record. `--report` keeps what it found in a file (report.py).
 - an *anchor* is the newest signed checkpoint as JSON, kept elsewhere: it finds a log that was cut back or rewritten.
-- a *receipt* is what mem_shred answered: signed by the log's key, it names a record; that record, the keys and the index
-  segments are looked up.
+- a *receipt* is what mem_shred answered (receipts.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from memos_drivers.stores.base import INDEX, PAYLOAD, VIEW
-from memos_kernel import crypto, lifecycle
+from memos_drivers.stores.base import PAYLOAD, VIEW
+from memos_kernel import crypto
 from memos_kernel import events as ev
-from memos_kernel.answers import Receipt, read_receipt, shredded_by
+from memos_kernel.answers import Receipt
 from memos_kernel.eventlog.base import EventLog
-from memos_kernel.events import Checkpoint, Damaged, Slot, unpack
+from memos_kernel.events import Checkpoint, Damaged, unpack
 from memos_kernel.governance import text_id
-from memos_kernel.keystore import Keys as Keystore
 from memos_kernel.offline import Offline
-from memos_kernel.state import META_CHECKPOINT, View, decode_version
+from memos_kernel.state import META_CHECKPOINT, View
 from memos_kernel.verify import Problem, Progress, Report, verify_full, verify_log
 
-from . import offline, report
+from . import offline, receipts, report
 from .commitments import Commitments
-from .offline import Keys
 from .output import BAD, GOOD, Output, Trouble
-from .render import Block, Line
+from .receipts import NOWHERE
+from .render import Block, Line, time_text
 
 KIND: Final = "memos anchor"
 RACE_TRIES: Final = 5
+TORN_SHOWN: Final = 3
+ODD_SHOWN: Final = 10
 RACE_SECONDS: Final = 0.2
-NOWHERE: Final = -1
-"""Offset of a problem that is not at one."""
 _HEX: Final = ("head_hash", "merkle_root", "previous", "state_digest", "signature")
 
 
@@ -69,25 +66,24 @@ def verify(arguments: argparse.Namespace, out: Output) -> int:
     if arguments.check_report is not None:
         if arguments.public_key is None:
             raise Trouble("--check-report needs --public-key HEX, from a source that you trust")
-        return report.check(arguments.check_report, _hex(arguments.public_key, 32, "--public-key"), out)
+        return report.check(arguments.check_report, offline.from_hex(arguments.public_key, 32, "--public-key"), out)
     if arguments.socket is not None:
         if arguments.report is not None:
             raise Trouble("a running kernel's answer is not a report; name its data directory instead of --socket")
         return _verify_live(arguments, out)
     if arguments.source is None:
         raise Trouble("name a data directory, or a kernel with --socket")
-    given = _hex(arguments.public_key, 32, "--public-key") if arguments.public_key else None
     anchor = read_anchor(arguments.anchor) if arguments.anchor else None
-    receipt = receipt_bytes(arguments.receipt) if arguments.receipt else None
-    source, keys = arguments.source, Keys(arguments.key_file, arguments.no_keys)
+    receipt = receipts.read(arguments.receipt) if arguments.receipt else None
+    source, keys = arguments.source, offline.keys_of(arguments)
     for left in reversed(range(RACE_TRIES)):
-        with offline.opened(source, keys, need_key=arguments.full, public_key=given) as found:
+        with offline.opened(source, keys, out, need_key=arguments.full) as found:
             newest = found.keystore.newest_checkpoint if found.keystore else None
             if newest is not None and newest.head_seq > offline_head(found) and offline.holder(found.path) and left:
                 # A live kernel signed it between our opening of the log and of the key store.
                 time.sleep(RACE_SECONDS)
                 continue
-            return _verify(found, Wanted(given, anchor, receipt, arguments.full, arguments.report), newest, out)
+            return _verify(found, Wanted(keys.public, anchor, receipt, arguments.full, arguments.report), newest, out)
     raise AssertionError("the last try returns")
 
 
@@ -105,7 +101,8 @@ def _verify(found: Offline, wanted: Wanted, newest: Checkpoint | None, out: Outp
     extra: list[Problem] = []
     if given is not None and own is not None and given != own:
         extra.append(Problem(NOWHERE, "the key store's signing key is not the one given", "Ask who gave you the public key."))
-    commitments = Commitments(found.store.live(PAYLOAD))
+    extra += torn_problems(found)
+    commitments = Commitments(found.store.live(PAYLOAD), found.piece_offset)
     with out.progress("verifying", max(0, offline_head(found) + 1)) as progress:
         if wanted.full:
             assert found.keys is not None and found.vault is not None
@@ -120,8 +117,9 @@ def _verify(found: Offline, wanted: Wanted, newest: Checkpoint | None, out: Outp
         extra += anchor_problems(found.log, wanted.anchor)
     receipt: Receipt | None = None
     wrong: list[Problem] = []
+    left = 0
     if wanted.receipt is not None:
-        receipt, wrong = receipt_problems(found, wanted.receipt, given or own)
+        receipt, wrong, left = receipts.problems(found, wanted.receipt, given or own)
         extra += wrong
     known = {problem.offset for problem in result.problems}
     extra += [problem for problem in commitments.problems if not wanted.full or problem.offset not in known]
@@ -131,19 +129,23 @@ def _verify(found: Offline, wanted: Wanted, newest: Checkpoint | None, out: Outp
         "claims": result.claims, "checkpoints": result.checkpoints, "digests": result.digests, "payloads": commitments.checked,
         "state_digest": result.digest.hex() if result.digest else None,
         "macs_checked": found.keys is not None, "full": wanted.full, "seconds": round(seconds, 3),
-        "problems": [problem._asdict() for problem in problems],
+        "problems": [problem_json(found, problem) for problem in problems],
     }  # fmt: skip
     blocks: list[Block] = [_verdict(result, problems, seconds)]
-    blocks += problem_lines(problems)
+    blocks += problem_lines(problems, found)
     if receipt is not None:
-        data["receipt"] = {"offset": receipt.seq, "cubes": [text_id(cube_id) for cube_id in receipt.cubes]}
+        cubes = [text_id(cube_id) for cube_id in receipt.cubes]
+        gone_by = None if receipt.erasure is None else time_text(receipt.erasure.gone_by)
+        data["receipt"] = {"offset": receipt.seq, "cubes": cubes, "gone_by": gone_by, "remains": left}
         if not wrong:
-            count = len(receipt.cubes)
-            blocks.append(
-                Line(f"the receipt holds: {count} cubes erased at offset {receipt.seq}, their keys are gone", "green")
-            )
+            blocks += receipts.lines(receipt, left)
+    if found.is_topic:
+        data["topic"] = _topic_json(found)
+        blocks += _topic_lines(found)
     if found.keys is None:
-        blocks.append(Line("without the master key, MACs and the key store were not checked (--key-file)", "yellow"))
+        mirrored = found.log.kind == "kafka" and not found.is_topic
+        where = "this directory mirrors a topic, which has the keys: name the topic" if mirrored else "--key-file"
+        blocks.append(Line(f"without the master key, MACs and the key store were not checked ({where})", "yellow"))
         if given is None:
             blocks.append(
                 Line("signatures were checked against the key that the log itself names; pass --public-key", "yellow")
@@ -157,7 +159,7 @@ def _verify(found: Offline, wanted: Wanted, newest: Checkpoint | None, out: Outp
 def _write_report(found: Offline, wanted: Wanted, data: dict[str, Any]) -> Line:
     assert wanted.report is not None
     about = {
-        "source": str(found.path), "anchor": wanted.anchor.checkpoint.head_seq if wanted.anchor else None,
+        "source": found.source, "anchor": wanted.anchor.checkpoint.head_seq if wanted.anchor else None,
         "public_key_given": wanted.public_key.hex() if wanted.public_key else None,
     }  # fmt: skip
     log_id = found.keys.log_id if found.keys else View(found.store.live(VIEW)).get(b"mlog_id")
@@ -178,10 +180,18 @@ def _verdict(result: Report, problems: list[Problem], seconds: float) -> Line:
     return Line(f"NOT OK: {len(problems)} problems, {where}{speed}", "bold red")
 
 
-def problem_lines(problems: list[Problem]) -> list[Block]:
+def problem_json(found: Offline, problem: Problem) -> dict[str, Any]:
+    """With the offset of its frame in the topic, if it is in one."""
+    at = None if problem.offset == NOWHERE else found.topic_offset(problem.offset)
+    return problem._asdict() | ({} if at is None else {"topic_offset": at})
+
+
+def problem_lines(problems: list[Problem], found: Offline | None = None) -> list[Block]:
     lines: list[Block] = []
     for problem in problems:
-        where = "" if problem.offset == NOWHERE else f"offset {problem.offset}: "
+        at = None if found is None or problem.offset == NOWHERE else found.topic_offset(problem.offset)
+        frame = "" if at is None else f" (in the topic's message {at})"
+        where = "" if problem.offset == NOWHERE else f"offset {problem.offset}{frame}: "
         lines.append(Line(f"  {where}{problem.what}", "red"))
         lines.append(Line(f"    {problem.advice}", "dim"))
     return lines
@@ -198,91 +208,51 @@ def _verify_live(arguments: argparse.Namespace, out: Output) -> int:
     return GOOD if reply.ok else BAD
 
 
-# -- receipts ----------------------------------------------------------------------------------------------------------
+# -- topics ------------------------------------------------------------------------------------------------------------
 
 
-def receipt_bytes(path: Path) -> bytes:
-    """A receipt from a file: as bytes, in hexadecimal or base64, or inside the JSON that memsh prints."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Trouble(f"cannot read the receipt: {error}") from error
-    if data[:1] >= b"\x80":
-        return data
-    text = data.decode(errors="replace").strip()
-    try:
-        found: Any = json.loads(text)
-    except ValueError:
-        found = text
-    while isinstance(found, dict):
-        found = next((found[name] for name in ("report", "receipt", "base64") if name in found), None)
-    for decode in (bytes.fromhex, base64.b64decode):
-        try:
-            return decode(found)
-        except (ValueError, TypeError):
-            continue
-    raise Trouble(f"{path} holds no receipt: give the bytes that mem_shred answered, or the JSON line of `memsh --json shred`")
-
-
-def receipt_problems(found: Offline, data: bytes, public_key: bytes | None) -> tuple[Receipt | None, list[Problem]]:
-    """Whether what a receipt says happened, and is still so."""
-    forged = "Do not accept it; ask for the one that the kernel answered."
-    try:
-        receipt = read_receipt(data)
-    except Damaged as error:
-        return None, [Problem(NOWHERE, f"the receipt is not genuine: {error}", forged)]
-    view = View(found.store.live(VIEW))
-    at = receipt.seq
-    if receipt.log_id != view.get(b"mlog_id"):
-        return receipt, [Problem(NOWHERE, "the receipt is of another log", "Check it against the directory that it came from.")]
-    if receipt.public_key != (public_key or view.get(b"mpublic_key")):
-        return receipt, [Problem(NOWHERE, "the receipt is signed by another key than this log's", forged)]
-    item = offline.item_at(found.log, at)
-    if item is None or item.hash != receipt.record_hash:
-        what = (
-            "the log does not hold the record of the receipt"
-            if item is None
-            else "the receipt names another record than the log holds"
-        )
-        return receipt, [Problem(at, what, "The log was cut back or rewritten after the erasure: restore it, and erase again.")]
-    record = item.record()
-    if not any(event.name == ev.SHREDDED for event in record.events):
-        return receipt, [Problem(at, "the receipt's record is not an erasure", forged)]
-    if shredded_by(view, record) != receipt.cubes:
-        return receipt, [Problem(at, "the view does not list the receipt's cubes as erased there", "Run `memctl check`.")]
-    return receipt, _remains(found, view, receipt)
-
-
-def _remains(found: Offline, view: View, receipt: Receipt) -> list[Problem]:
-    """What of the erased cubes could still be opened."""
-    if found.keystore is None or found.segment_keys is None:
-        return [Problem(receipt.seq, "the receipt's keys were not looked up", "Pass the master key (--key-file).")]
-    problems: list[Problem] = []
-    restart = "Start the kernel: it finishes every erasure before it serves."
-    index = found.store.live(INDEX)
-    for cube_id in receipt.cubes:
-        cube = view.cube(cube_id)
-        slots = {cube.slot} if cube is not None and cube.slot is not None else set[Slot]()
-        slots |= {decode_version(row)[0].slot for _key, row in view.scan(b"v" + cube_id)}
-        name = text_id(cube_id)
-        if cube is None or cube.state != lifecycle.SHREDDED:
-            problems.append(Problem(receipt.seq, f"cube {name} of the receipt is not erased", "Run `memctl check`."))
-        if any(_holds_key(found.keystore, slot) for slot in slots):
-            problems.append(Problem(receipt.seq, f"a key of cube {name} of the receipt still exists", restart))
-        for key, _value in index.scan(b"i" + cube_id):
-            segment = index.get(b"g" + key[17:])
-            if segment is not None and _holds_key(found.segment_keys, Slot(*unpack(segment)[:2])):
-                number = int.from_bytes(key[17:], "big")
-                problems.append(Problem(receipt.seq, f"index segment {number} still lists cube {name} of the receipt", restart))
+def torn_problems(found: Offline) -> list[Problem]:
+    """Where messages of the topic prove that others are missing or changed. One gap leaves everything after it torn off."""
+    advice = "Restore the topic from a backup; `memctl copy` saves what is whole, up to this offset."
+    problems = [] if found.view_problem is None else [Problem(NOWHERE, found.view_problem, "Run `memctl verify --full`.")]
+    torn = [one for one in found.oddities if one.torn]
+    for one in torn[:TORN_SHOWN]:
+        where = f"the message at topic offset {one.topic_offset}" if one.topic_offset >= 0 else "the topic"
+        problems.append(Problem(one.offset, f"{where} {one.what}", advice))
+    more = found.counts["torn"] - len(torn[:TORN_SHOWN])
+    if more:
+        problems.append(Problem(NOWHERE, f"{more} messages after them do not follow either", advice))
     return problems
 
 
-def _holds_key(keystore: Keystore, slot: Slot) -> bool:
-    try:
-        return keystore.key(slot) is not None
-    except Damaged:
-        # What is there opens nothing, but it was not overwritten either.
-        return True
+def _topic_json(found: Offline) -> dict[str, Any]:
+    messages = [one._asdict() for one in found.oddities]
+    return {kind: found.counts[kind] for kind in ("void", "suspect", "foreign", "torn")} | {
+        "unproven": found.unproven, "messages": messages,
+    }  # fmt: skip
+
+
+def _topic_lines(found: Offline) -> list[Block]:
+    """What in a topic is worth knowing, and no problem: who may write to it can put anything there, and it does not count."""
+    lines: list[Block] = []
+    odd = [one for one in found.oddities if one.kind in ("suspect", "foreign")]
+    for one in odd[:ODD_SHOWN]:
+        where = f"the message at topic offset {one.topic_offset}" if one.topic_offset >= 0 else "the topic"
+        lines.append(Line(f"  does not count: {where} {one.what}", "yellow"))
+    more = found.counts["suspect"] + found.counts["foreign"] - len(odd[:ODD_SHOWN])
+    if more > 0:
+        lines.append(Line(f"  does not count: {more} more such messages (--json lists some)", "yellow"))
+    if odd:
+        lines.append(Line("  no kernel of this log wrote these; find out who may write to the topic", "dim"))
+    late = [one for one in found.oddities if one.kind == "void"]
+    for one in late[:ODD_SHOWN]:
+        lines.append(Line(f"  does not count: the message at topic offset {one.topic_offset} {one.what}", "dim"))
+    if found.counts["void"] > len(late[:ODD_SHOWN]):
+        lines.append(Line(f"  does not count: {found.counts['void'] - ODD_SHOWN} more that came late or twice", "dim"))
+    if found.unproven is not None:
+        what = f"records from {found.unproven} on are not covered by a signed checkpoint yet"
+        lines.append(Line(f"{what}: only the master key tells which they are, and they were left out", "yellow"))
+    return lines
 
 
 # -- anchors -----------------------------------------------------------------------------------------------------------
@@ -361,16 +331,16 @@ def anchor_problems(log: EventLog, anchor: Anchor, progress: Progress | None = N
 
 
 def anchor(arguments: argparse.Namespace, out: Output) -> int:
-    with offline.opened(arguments.source, Keys(none=True)) as found:
+    with offline.opened(arguments.source, offline.keys_of(arguments), out, log_only=True) as found:
         view = View(found.store.live(VIEW))
         if arguments.check is not None:
             kept = read_anchor(arguments.check)
             with out.progress("walking the chain", kept.checkpoint.head_seq + 1) as progress:
-                problems = anchor_problems(found.log, kept, progress)
+                problems = [*torn_problems(found), *anchor_problems(found.log, kept, progress)]
             at = kept.checkpoint.head_seq
             good = Line(f"ok: the log holds offset {at} as it was signed, and everything before it", "green")
-            data = {"ok": not problems, "offset": at, "problems": [problem._asdict() for problem in problems]}
-            out.show(data, *(problem_lines(problems) or [good]))
+            data = {"ok": not problems, "offset": at, "problems": [problem_json(found, problem) for problem in problems]}
+            out.show(data, *(problem_lines(problems, found) or [good]))
             return BAD if problems else GOOD
         try:
             newest = newest_checkpoint(found.log, view)
@@ -393,13 +363,3 @@ def anchor(arguments: argparse.Namespace, out: Output) -> int:
             data, Line(f"anchor of offset {newest.head_seq} written to {arguments.out}; keep it on another machine", "green")
         )
     return GOOD
-
-
-def _hex(text: str, size: int, name: str) -> bytes:
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != size:
-        raise Trouble(f"{name} takes {size * 2} hexadecimal digits")
-    return value

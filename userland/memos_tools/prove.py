@@ -32,7 +32,7 @@ from memos_syscalls.errors import MemError
 
 from . import offline
 from .logview import private_fields
-from .offline import Item, Keys
+from .offline import Item
 from .output import BAD, GOOD, Output, Trouble
 from .render import Block, Line, Rows, content_text, time_text
 
@@ -73,8 +73,8 @@ def command(arguments: argparse.Namespace, out: Output) -> int:
     if arguments.source is None or arguments.subject is None:
         raise Trouble("name a data directory and CUBE@VERSION, or a proof with --check")
     cube_id, version = _subject(arguments.subject)
-    keys = Keys(arguments.key_file, arguments.no_keys)
-    with offline.opened(arguments.source, keys, need_key=arguments.reveal) as found:
+    keys = offline.keys_of(arguments)
+    with offline.opened(arguments.source, keys, out, need_key=arguments.reveal) as found:
         view = View(found.store.live(VIEW))
         if view.get(META_APPLIED) is None:
             view = offline.replayed(found.log, None).view

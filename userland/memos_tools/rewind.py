@@ -1,5 +1,6 @@
 """replay: the log up to a point, with the view that follows from it, in a new directory.
 
+- The log may be in a directory or a topic; the new directory's log is embedded in either case.
 - Frames are copied byte for byte; only a last frame that the point cuts in two is put together anew, which takes the key.
 - Rows go to the new directory as the records that make them do, so a log of any size takes the same memory.
 - With the master key the new directory gets a key store of its own, in which only the keys that its records name are alive
@@ -24,6 +25,7 @@ from memos_drivers.stores.base import LOG, PAYLOAD, VIEW, Batch, Store
 from memos_drivers.stores.rocks import RocksStore
 from memos_kernel import crypto, masterkey
 from memos_kernel import events as ev
+from memos_kernel.eventlog.embedded import SHARED
 from memos_kernel.events import Checkpoint, Damaged, Slot, pack, unpack
 from memos_kernel.keystore import KeyStore, sync_directory
 from memos_kernel.offline import Offline
@@ -60,8 +62,8 @@ def command(arguments: argparse.Namespace, out: Output) -> int:
     if arguments.keys and arguments.no_keys:
         raise Trouble("--keys and --no-keys exclude each other; leave out one of them")
     source: str = arguments.source
-    keys = Keys(arguments.key_file, arguments.no_keys)
-    with offline.opened(source, keys, need_key=arguments.keys) as found, damage_named(found.log, source):
+    keys = offline.keys_of(arguments)
+    with offline.opened(source, keys, out, need_key=arguments.keys) as found, damage_named(found.log, source):
         point = offline.resolve(found.log, arguments.to)
         if point < 0:
             raise Trouble(f"the log in {source} holds no record; name the directory of a kernel that has run")
@@ -116,6 +118,11 @@ def _check_boundary(found: Offline, point: int) -> None:
 def _build(found: Offline, point: int, directory: Path, key_file: Path | None, out: Output) -> Reached:
     store = RocksStore(directory / "db")
     try:
+        if found.log.shared:
+            # Its claims may lag behind the heads that they know, as those of a topic do.
+            one = Batch()
+            one.put(LOG, SHARED, b"")
+            store.write(one)
         with out.progress("replaying", point + 1) as progress:
             made = advance(found, store, Reached(), point, progress)
         store.sync()
@@ -208,15 +215,23 @@ def give_keys(found: Offline, key_file: Path | None, view: View, point: int, dir
     master = offline.master_key(found.path, Keys(key_file))
     keys = directory / "keys"
     keys.mkdir(mode=0o700)
-    seed, secret = found.keystore.secrets()
-    KeyStore.create(keys, master, found.keystore.header.log_id, seed, secret, name="segments")
-    fd = os.open(keys / "slots", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(found.keystore.path.read_bytes())
+    original = found.keystore
+    seed, secret = original.secrets()
+    KeyStore.create(keys, master, original.header.log_id, seed, secret, name="segments")
+    if isinstance(original, KeyStore):
+        fd = os.open(keys / "slots", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(original.path.read_bytes())
+    else:
+        KeyStore.create(keys, master, original.header.log_id, seed, secret)
+    named = {Slot(int.from_bytes(k[1:9], "big"), int.from_bytes(k[9:], "big")) for k, _v in view.scan(b"k")}
     copy = KeyStore(keys, master)
     try:
+        if not isinstance(original, KeyStore):
+            header = original.header
+            copy.adopt((slot, key) for slot in sorted(named) if (key := original.key(slot)) is not None)
+            copy.update(shred_seq=header.shred_seq, epoch=header.epoch, home_id=header.home_id)
         wind_back(copy, newest_checkpoint(found, view), point)
-        named = {Slot(int.from_bytes(k[1:9], "big"), int.from_bytes(k[9:], "big")) for k, _v in view.scan(b"k")}
         copy.destroy([slot for epoch in copy.epochs for slot in copy.live_slots(epoch) if slot not in named])
     finally:
         copy.close()

@@ -22,25 +22,25 @@ from .output import BAD, GOOD, Output, Trouble
 from .render import Block, Line, Rows, time_text
 
 
-def state_of(source: str, point: str | None, out: Output) -> Replayed:
-    with offline.opened(source, Keys(none=True)) as found, damage_named(found.log, source):
+def state_of(source: str, point: str | None, keys: Keys, out: Output) -> tuple[Replayed, list[Any] | None]:
+    """The state at a point, and where the view stands."""
+    with offline.opened(source, keys, out, log_only=True) as found, damage_named(found.log, source):
         to_seq = offline.head(found.log) if point is None else offline.resolve(found.log, point)
         if to_seq < 0:
             raise Trouble(f"the log in {source} holds no record; name the directory of a kernel that has run")
         with out.progress(f"replaying {source}", to_seq + 1) as progress:
-            return offline.replayed(found.log, to_seq, progress)
+            return offline.replayed(found.log, to_seq, progress), View(found.store.live(VIEW)).applied()
 
 
 def digest(arguments: argparse.Namespace, out: Output) -> int:
-    source, at = _source_and_point(arguments.source)
+    source, at = offline.source_and_point(arguments.source)
     point = arguments.at or at
-    state = state_of(source, point, out)
+    keys = offline.keys_of(arguments)
+    state, applied = state_of(source, point, keys, out)
     data: dict[str, Any] = {"offset": state.seq, "hash": state.hash.hex(), "state_digest": shown(state.digest).hex()}
     rows = [(name, str(value)) for name, value in data.items()]
     blocks: list[Block] = [Rows(("field", "value"), rows)]
     if point is None:
-        with offline.opened(source, Keys(none=True)) as found:
-            applied = View(found.store.live(VIEW)).applied()
         same = applied is None or applied[0] != state.seq or int.from_bytes(applied[3], "little") == state.digest
         data["view_agrees"] = same
         if not same:
@@ -51,15 +51,11 @@ def digest(arguments: argparse.Namespace, out: Output) -> int:
     return GOOD
 
 
-def _source_and_point(text: str) -> tuple[str, str | None]:
-    source, point = offline.source_and_point(text)
-    return str(source), point
-
-
 def diff(arguments: argparse.Namespace, out: Output) -> int:
     """Exit status 1 means that the states differ, as with diff(1)."""
-    a = state_of(*_source_and_point(arguments.a), out)
-    b = state_of(*_source_and_point(arguments.b), out)
+    keys = offline.keys_of(arguments)
+    a, _applied = state_of(*offline.source_and_point(arguments.a), keys, out)
+    b, _applied = state_of(*offline.source_and_point(arguments.b), keys, out)
     if a.view.get(b"mlog_id") != b.view.get(b"mlog_id"):
         out.err.print("memctl: these are two different logs: every cube will differ", style="yellow", markup=False)
     added, removed, changed = _cubes(a.view, b.view)

@@ -32,7 +32,8 @@ from ..events import Checkpoint, Claim, Damaged, Frame, Record, claim_signature_
 from .counting import KNOWN_HEADS_MAX, Kind, Ping, decode
 from .writer import Address, Message
 
-PENDING_MAX: Final = 65_536
+PENDING_MAX: Final = 16_384
+"""A kernel signs a checkpoint every 1,024 records."""
 PENDING_BYTES_MAX: Final = limits.GIB
 LOOSE_MAX: Final = 65_536
 _CHECKPOINT_FORM: Final = (int, bytes, bytes, bytes, bytes, int, bytes)
@@ -109,6 +110,12 @@ class PublicCounting:
         self._late: dict[bytes, int] = {}
         """Hashes of records that a replaced kernel wrote too late, with their offsets: some may be signed."""
         self._findings: list[Finding] = []
+        self._astray_findings: list[tuple[Finding, Finding]] = []
+        """Frames that join no branch, with where what each belongs to begins."""
+        self._newest_epoch = 0
+        """The highest that is in force on any branch."""
+        self._tip = self._proven
+        """The frame that reaches farthest, whatever its branch."""
 
     def take(self, message: Message) -> list[Proven]:
         """The next message; returns what it proves, in order. Raises `Damaged` when it is flooded."""
@@ -148,6 +155,7 @@ class PublicCounting:
             self._odd(message, "suspect", "is a claim that the log's key did not sign")
         elif claim.epoch > self._proven.epoch and all(one.claim.claim_id != claim.claim_id for one in self._claims):
             self._claims.append(_Pending(self._count, Address.of(message), message.data, claim))
+            self._newest_epoch = max(self._newest_epoch, *(self._in_force(tip)[0] for tip in self._tips()))
 
     def _after(self, node: Node, before: int | None = None) -> list[_Pending]:
         """The claims that count after a frame and before the `before`th message, or up to now."""
@@ -218,6 +226,8 @@ class PublicCounting:
             self._count, frame.first_seq, frame.first_seq + len(frame.records) - 1, hash_, frame.epoch, frame.claim_id,
             frame.prev_hash, Address.of(message), message.data, tuple(hashes), signed_to,
         )  # fmt: skip
+        if self._nodes[hash_].seq > self._tip.seq:
+            self._tip = self._nodes[hash_]
         return self._prove(before) if signed else []
 
     def _signed(self, record: Record, head: bytes) -> Checkpoint | None:
@@ -233,7 +243,7 @@ class PublicCounting:
 
     def _astray(self, message: Message, frame: Frame, hashes: list[bytes], signed: list[Checkpoint], why: str) -> None:
         """A frame that joins no branch."""
-        if frame.epoch < max(self._in_force(tip)[0] for tip in self._tips()):
+        if frame.epoch < self._newest_epoch:
             self._odd(message, "void", f"is a late frame of epoch {frame.epoch}")
             if len(self._late) < LOOSE_MAX:
                 self._late.update(zip(hashes, range(frame.first_seq, frame.first_seq + len(hashes)), strict=True))
@@ -247,7 +257,10 @@ class PublicCounting:
         if begins is None:
             torn = f"{what}, and a signed checkpoint says that they are true"
             begins = here._replace(seq=self._first_wrong(frame), kind="torn", what=torn)
-        self._findings.append(here)
+        if len(self._astray_findings) < LOOSE_MAX:
+            self._astray_findings.append((here, begins))
+        else:
+            self._findings.append(here)
         self._loose[hashes[-1]] = begins
         if len(self._loose) > LOOSE_MAX:
             del self._loose[next(iter(self._loose))]
@@ -258,8 +271,7 @@ class PublicCounting:
 
     def _first_wrong(self, frame: Frame) -> int:
         """The first record that cannot be what it was when a loose frame was written, as far as can be seen."""
-        others = [node for node in self._nodes.values() if node.seq < frame.first_seq]
-        last = max(others, key=lambda node: node.seq, default=self._proven)
+        last = self._tip if self._tip.seq < frame.first_seq else self._proven
         if last.hash == frame.prev_hash:
             return frame.first_seq
         return last.first_seq if last.seq == frame.first_seq - 1 and last.data else last.seq + 1
@@ -279,9 +291,7 @@ class PublicCounting:
         hashes = [hash_ for one in self._path(node) for hash_ in one.hashes]
         if not hashes:
             return []
-        children: dict[bytes, list[Node]] = {}
-        for one in self._nodes.values():
-            children.setdefault(one.parent, []).append(one)
+        children = self._children()
         path: list[Node] = []
         head, at = self._proven.hash, 0
         while at < len(hashes):
@@ -317,8 +327,10 @@ class PublicCounting:
                 what = f"holds records from {node.first_seq} on that are not those which were signed"
                 self._findings.append(Finding(node.address.offset, node.first_seq, "suspect", what))
         self._nodes, self._bytes = kept, sum(len(node.data) for node in kept.values())
+        self._tip = max(kept.values(), key=lambda node: node.seq, default=self._proven)
         self._late = {hash_: seq for hash_, seq in self._late.items() if seq > self._proven.seq}
         self._claims = [one for one in self._claims if one.at > self._proven.at and one.claim.epoch > self._proven.epoch]
+        self._newest_epoch = max(self._in_force(tip)[0] for tip in self._tips())
         return found
 
     def _proven_by(self, path: list[Node]) -> Iterator[Proven]:
@@ -332,6 +344,13 @@ class PublicCounting:
 
     # -- what is not -------------------------------------------------------------------------------------------------
 
+    def _children(self) -> dict[bytes, list[Node]]:
+        """What goes on from each head, in order of the topic."""
+        found: dict[bytes, list[Node]] = {}
+        for node in self._nodes.values():
+            found.setdefault(node.parent, []).append(node)
+        return found
+
     def _tips(self) -> list[Node]:
         """Where branches end."""
         parents = {node.parent for node in self._nodes.values()}
@@ -341,26 +360,29 @@ class PublicCounting:
         """At the end: the frames up to the one that ends with the newest checkpoint, if nobody put another in its place; with
         `unproven` and the last findings. Nothing more may be taken."""
         path: list[Node] = []
+        children = self._children()
         head = self._proven
         while True:
-            children = [node for node in self._nodes.values() if node.parent == head.hash]
-            if len(children) != 1:
+            next_ones = children.get(head.hash, [])
+            if len(next_ones) != 1:
                 break
-            path.append(children[0])
-            head = children[0]
+            head = next_ones[0]
+            path.append(head)
         certain = max((n for n, node in enumerate(path, 1) if node.signed_to == node.seq), default=0)
         last = path[certain - 1] if certain else self._proven
-        if certain < len(path) or children:
+        if certain < len(path) or next_ones:
             self.unproven = last.seq + 1
-        for node in children:
+        for node in next_ones:
             assert node.address is not None
             what = f"goes on from record {head.seq} in another way than others do, and none of them is signed"
             self._findings.append(Finding(node.address.offset, node.first_seq, "suspect", what))
         for node in self._nodes.values():
             for hash_ in node.hashes:
                 self._torn.pop(hash_, None)
-        for torn in dict.fromkeys(self._torn.values()):
-            self._findings = [one for one in self._findings if (one.offset, one.kind) != (torn.offset, "suspect")]
-            self._findings.append(torn)
+        torn = set(self._torn.values())
+        for one, begins in self._astray_findings:
+            # What follows a tear is the kernel's, but for what nobody signed yet.
+            follows = one._replace(kind="torn") if begins in torn else one
+            self._findings.append(begins if begins in torn and begins.offset == one.offset else follows)
         found = list(self._proven_by(path[:certain]))
         return found + [Proven(one.address, one.data, one.claim, last.seq, last.hash) for one in self._after(last)]

@@ -131,6 +131,15 @@ class SharedLog(EventLog, Protocol):
         """Claim the log in an epoch above `above`; what counted before it is in the store. Raises `Ended` or `OutOfReach`."""
         ...
 
+    def check(self) -> None:
+        """Raise `Ended` if this kernel was replaced."""
+        ...
+
+    @property
+    def claimed(self) -> bool:
+        """Whether a claim of ours is in force."""
+        ...
+
     def follow(self) -> None:
         """Begin to read in a thread, for as long as the log is open."""
         ...

@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as KafkaMessage
@@ -83,6 +83,8 @@ class KafkaLog(StoredFrames):
         self._writer = self.tail.writer
         self._changed = self.tail.changed
         self._producer: Producer = link.producer()
+        self._admin: Any = None
+        """One for all questions: futures keep their client, and its threads, until the collector comes by."""
         self._sign: Sign | None = None
         self._opened: Opened | None = None
         self._claims: dict[bytes, Opened] = {}
@@ -128,6 +130,13 @@ class KafkaLog(StoredFrames):
             if isinstance(item.message, Frame):
                 frames.append(item.data)
         return frames
+
+    def check(self) -> None:
+        self.tail.raise_if_ended()
+
+    @property
+    def claimed(self) -> bool:
+        return self._writer.phase == "open"
 
     def follow(self) -> None:
         self.tail.follow()
@@ -179,8 +188,11 @@ class KafkaLog(StoredFrames):
         for _try in range(CLAIM_TRIES):
             if not self.tail.runs:
                 self.tail.read_to_end()
-            self._claim(above)
+            if not self.claimed:
+                # Else a claim that an earlier try gave up waiting for counts by now.
+                self._claim(above)
             if not self._wait(lambda: self._writer.sure or self._writer.phase not in ("claiming", "open"), START_SECONDS):
+                self._new_producer()
                 raise OutOfReach(
                     f"Kafka at {self.link.brokers} did not take our claim in {START_SECONDS:.0f} s; look at the broker"
                 )
@@ -313,7 +325,8 @@ class KafkaLog(StoredFrames):
 
     def _look_for_topic(self) -> None:
         """A broker that is away comes back; a topic that was deleted or cut back does not. librdkafka waits for either."""
-        found = topics.now(self.link)
+        self._admin = self._admin or self.link.admin()
+        found = topics.now(self._admin, self.link)
         self._asked_at = self.now()
         if found is None:
             return

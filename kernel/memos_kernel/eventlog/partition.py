@@ -96,7 +96,7 @@ class Appender:
 
     def _send(self, messages: Sequence[tuple[bytes, bytes | None]], receipt: Receipt) -> None:
         size = sum(len(key) + len(value or b"") + PER_MESSAGE_BYTES for key, value in messages)
-        left = len(messages)
+        count = left = len(messages)
         with self._changed:
             while not self._why and self._under_way and self._under_way + size > self._max:
                 self._changed.wait()
@@ -107,6 +107,7 @@ class Appender:
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             # One thread runs these: ours, and after it the one that closes.
+            # It names itself, so only the collector frees it: it must not hold the messages.
             nonlocal left
             if error is not None:
                 self._refused(error)
@@ -118,7 +119,7 @@ class Appender:
                 return
             with self._changed:
                 self._under_way -= size
-                receipt.left -= len(messages)
+                receipt.left -= count
                 receipt.at_ns = max(receipt.at_ns, message.timestamp()[1] * MS)
                 if receipt.left == 0:
                     self._open.discard(receipt)

@@ -144,12 +144,10 @@ class Now(NamedTuple):
     end: int = -1
 
 
-def now(link: Link, timeout: float = _ONCE_SECONDS) -> Now | None:
-    """What a broker says that knows nothing of what was read before; None when nobody could be asked."""
+def now(client: Any, link: Link, timeout: float = _ONCE_SECONDS) -> Now | None:
+    """What an admin client is told that knows nothing of what was read before; None when nobody could be asked."""
     from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 
-    # Kept until the answers are there: a client that nobody holds is ended, and its questions with it.
-    client: Any = link.admin()
     specs = importlib.import_module("confluent_kafka.admin").OffsetSpec
     where = TopicPartition(link.topic, 0)
     try:
