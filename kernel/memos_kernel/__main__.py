@@ -49,6 +49,8 @@ async def serve(config: Config) -> int:
         sys.stderr.flush()
         os._exit(FENCED_STATUS if running.kernel.fenced else FATAL_STATUS)
     await running.stop()
+    if running.kernel.fenced:
+        return FENCED_STATUS
     return FATAL_STATUS if fatal else 0
 
 
@@ -70,7 +72,10 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 20)
     try:
         status = uvloop.run(serve(config))
-    except (Refused, OSError) as error:
+    except Refused as error:
+        print(f"memosd: {error}", file=sys.stderr)
+        sys.exit(FENCED_STATUS if error.fenced else 1)
+    except OSError as error:
         sys.exit(f"memosd: {error}")
     sys.exit(status)
 

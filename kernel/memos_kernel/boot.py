@@ -35,7 +35,7 @@ from .effects import Effects
 from .eventlog.base import Ended, EventLog, OutOfReach, SharedLog
 from .eventlog.embedded import EmbeddedLog
 from .events import Damaged
-from .keystore import Keys, KeyStore, WrongKey, lock_directory, sync_directory
+from .keystore import Keys, KeyStore, Unusable, WrongKey, lock_directory, sync_directory
 from .recovery import Refused as Refused
 from .recovery import (
     blind_missed,
@@ -215,9 +215,10 @@ async def assemble(
         head = recover(store, log, keys, keystore, read_only=config.read_only)
     except Damaged as error:
         raise Refused(f"the log is damaged: {error}. Run `memctl check` on the directory") from error
-    except (Ended, OutOfReach) as error:
+    except (Ended, OutOfReach, Unusable) as error:
         raise Refused(str(error)) from error
-    check_clock(config, clock, head)
+    if not config.accept_clock:
+        check_clock(clock, head.seq, head.time)
     closed = None if config.take_over else elsewhere(View(store.live(VIEW)), keystore)
     if closed is not None:
         log_.warning("%s: it is opened read-only. To write here nevertheless, pass --take-over", closed)
@@ -268,14 +269,15 @@ async def assemble(
 async def _succeed(config: Config, kernel: Kernel, log: SharedLog, segments: Segments) -> None:
     """Follow a log that others can reach, and take it over unless this is to be a standby."""
     kernel.succession = Succession(
-        kernel, log, segments, isolated_reads=config.reads_when_isolated, take_over=config.take_over
-    )
+        kernel, log, segments, isolated_reads=config.reads_when_isolated, take_over=config.take_over,
+        accept_clock=config.accept_clock,
+    )  # fmt: skip
     log.follow()
     if not config.standby and kernel.closed is None:
         try:
             await kernel.succession.promote()
         except (Ended, OutOfReach) as error:
-            raise Refused(str(error)) from error
+            raise Refused(str(error), fenced=kernel.fenced) from error
 
 
 async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | None = None) -> Running:

@@ -76,7 +76,7 @@ class Chain:
 
     def push(self, sealed: Sealed, *, checkpoint: bool = False) -> None:
         record = sealed.record
-        assert record.seq == self.seq + 1 and record.epoch == self.epoch, "a record is pushed onto the chain that it was made on"
+        assert record.seq == self.seq + 1 and record.epoch == self.epoch, "a record goes onto the chain that it was made on"
         self.seq, self.hash, self.time = sealed.record.seq, sealed.hash, sealed.record.time
         if checkpoint:
             self.window, self.uncovered = [], 0

@@ -99,8 +99,8 @@ class Commits:
         """A new epoch is being opened after a failed append: nothing is decided before it is."""
         self.gate_closed = False
         """A long write has the tables to itself."""
-        self.line: deque[Callable[[], None]] = deque()
-        """What waits for the gate, or for its turn, in order."""
+        self.line: deque[tuple[Turn | None, Callable[[], None]]] = deque()
+        """What waits for the gate, or for its turn, in order; with the call that it is of."""
         self.carrying: dict[int, list[Callable[[], None]]] = {}
         """Shreds whose keys are being destroyed, with the repeats that wait for them."""
         self.fenced = False
@@ -119,7 +119,8 @@ class Commits:
         """Records of the frame that the log has not acknowledged yet."""
         self._committing = False
         self._last_commit = 0.0
-        self._barriers: deque[tuple[int, Callable[[], None], Callable[[MemError], None] | None]] = deque()
+        self._barriers: deque[tuple[int, int, Callable[[], None], Callable[[MemError], None] | None]] = deque()
+        """From which offset on, which offset was asked for, what then, and what if it is lost."""
         self._drained: set[asyncio.Future[None]] = set()
         self._after_renewal: list[Callable[[], None]] = []
         self._refilling = False
@@ -138,6 +139,8 @@ class Commits:
     async def drained(self) -> None:
         """Return when everything decided so far is durable; raises `OSError` when the kernel stops first."""
         while self.renewing or self.durable.seq < self.chain.seq:
+            if self.stopped not in (None, STOPPING):
+                raise OSError(self.stopped)
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._drained.add(waiter)
 
@@ -217,7 +220,7 @@ class Commits:
         self._checkpoint_timer = None
         if self.stopped is None:
             if self.gated:
-                self.line.append(self.checkpoint_now)
+                self.line.append((None, self.checkpoint_now))
             else:
                 self.checkpoint_now()
 
@@ -245,7 +248,9 @@ class Commits:
                 break
             entries.append(self._queue.popleft())
         first, last = entries[0].sealed, entries[-1].sealed
-        assert first.record.seq == self.durable.seq + 1 and first.record.epoch == self.chain.epoch, "a frame continues the log"
+        if first.record.seq != self.durable.seq + 1 or first.record.epoch != self.chain.epoch:
+            self.fatal("a frame was made", AssertionError(f"record {first.record.seq} does not continue {self.durable.seq}"))
+            return
         batch = Batch()
         puts = batch.puts
         merged: dict[bytes, bytes | None] = {}
@@ -333,8 +338,8 @@ class Commits:
         only waits until nothing is under way waits for the epoch's first records too."""
         self.renewing = False
         barriers, self._barriers = self._barriers, deque()
-        for seq, then, lost in barriers:
-            if lost is not None and seq > kept_seq:
+        for _seq, wanted, then, lost in barriers:
+            if lost is not None and wanted > kept_seq:
                 lost(why)
             else:
                 self.when_durable(self.chain.seq, then)
@@ -373,7 +378,7 @@ class Commits:
             newest = checkpoint
             self.in_thread(lambda: self.vault.keystore.update(checkpoint=newest), self._key_store_written)
         while self._barriers and self._barriers[0][0] <= where.seq and not self.renewing:
-            self._barriers.popleft()[1]()
+            self._barriers.popleft()[2]()
         self.uncork()
         self.news()
         if self._queue:
@@ -447,6 +452,7 @@ class Commits:
                 try:
                     keystore.tidy()
                 except OutOfReach as error:
+                    # Another time; what is destroyed is destroyed.
                     log_.warning("the key store was not looked through: %s", error)
 
         self.in_thread(work, self._key_store_written)
@@ -512,6 +518,10 @@ class Commits:
         """Whether a commit is under way, or was a moment ago."""
         return self._committing or self.loop.time() - self._last_commit < BUSY_SECONDS
 
+    def thaw(self) -> None:
+        """Reads see what is there now; the store was written while they had another view."""
+        self.view = self._live_view
+
     def frozen_view(self) -> View:
         """Durable state as of now, for work that takes longer than a turn of the loop. Made on the loop, used anywhere."""
         view = self.view
@@ -524,9 +534,10 @@ class Commits:
         if seq <= self.durable.seq:
             then()
             return
+        wanted = seq
         if self._barriers and self._barriers[-1][0] > seq:
             seq = self._barriers[-1][0]
-        self._barriers.append((seq, then, lost))
+        self._barriers.append((seq, wanted, then, lost))
 
     def watch(self) -> asyncio.Event:
         """An event that is set after every commit, until `unwatch`."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final
@@ -74,6 +75,8 @@ LONG_BYTES: Final = limits.PAYLOAD_CHUNK_BYTES // 2
 """Decisions over more items or longer contents run in a thread, so that no turn of the loop grows long."""
 EXPIRIES_PER_RECORD: Final = 128
 STOP_SECONDS: Final = 10
+LINE_SEEN: Final = 16
+"""Writes in line from which on those that were given up are looked for."""
 
 
 class Kernel(Commits):
@@ -108,6 +111,7 @@ class Kernel(Commits):
         self.long_reads = LongReads(self.spawn)
         self.large_writes = LongReads(self.spawn)
         self.go_on = self._go_on
+        self._line_seen = LINE_SEEN
         self._turn_until = 0.0
         self._going_on = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -134,7 +138,8 @@ class Kernel(Commits):
             while (self.gated or self.line) and not self.log.away and self.loop.time() < until:  # noqa: ASYNC110  # Once in a life.
                 await asyncio.sleep(0.01)
             self.stopped = STOPPING
-            self.checkpoint_now()
+            if not self.renewing:
+                self.checkpoint_now()
             try:
                 await asyncio.wait_for(self.drained(), STOP_SECONDS)
             except (OSError, TimeoutError) as error:
@@ -170,8 +175,12 @@ class Kernel(Commits):
                 self._write(Write(turn, request, args), contents)
             elif peer.pending_writes and peer.last_write > self.durable.seq:
                 # Read your writes: what this connection wrote before comes first.
-                self.when_durable(peer.last_write, lambda: self._guarded(turn, read))
-            elif self.succession is not None and number in OF_CUBES:
+                self.when_durable(peer.last_write, lambda: self._guarded(turn, read_when_sure))
+            else:
+                read_when_sure()
+
+        def read_when_sure() -> None:
+            if self.succession is not None and number in OF_CUBES:
                 self.succession.when_sure(turn, lambda: self._guarded(turn, read))
             else:
                 read()
@@ -243,8 +252,15 @@ class Kernel(Commits):
         elif not (self.line or self.gated or self._turn_is_spent()):
             self._write_now(write)
             return
-        self.line.append(lambda: self._guarded(write.turn, lambda: self._write_now(write)))
+        self._forget_finished()
+        self.line.append((write.turn, lambda: self._guarded(write.turn, lambda: self._write_now(write))))
         self._go_on()
+
+    def _forget_finished(self) -> None:
+        """While the log is away callers give up, and come again: what they sent must not pile up."""
+        if self.log.away and len(self.line) >= self._line_seen:
+            self.line = deque(entry for entry in self.line if entry[0] is None or not entry[0].finished)
+            self._line_seen = max(LINE_SEEN, 2 * len(self.line))
 
     def _turn_is_spent(self) -> bool:
         """Whether writes had their share of this turn of the loop; reads are served whatever writes there are."""
@@ -267,7 +283,7 @@ class Kernel(Commits):
         self._going_on = False
         until = perf_counter() + WRITES_SECONDS
         while self.line and not self.gated and perf_counter() < until:
-            self.line.popleft()()
+            self.line.popleft()[1]()
         if self.line:
             self._go_on()
 

@@ -47,6 +47,10 @@ assert SLOT.size == SLOT_BYTES
 _WRAPPED: Final = crypto.NONCE_BYTES + crypto.KEY_BYTES + crypto.TAG_BYTES
 
 
+class Unusable(Exception):
+    """A key store is not there, or is not the one that is wanted; the message says what to do."""
+
+
 class WrongKey(Exception):
     """The master key does not open this key store."""
 

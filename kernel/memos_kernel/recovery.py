@@ -21,7 +21,6 @@ from . import events as ev
 from .chain import Chain, LogKeys
 from .clock import Clock
 from .commit import shred_slots
-from .config import Config
 from .eventlog.base import EventLog, Sign, records
 from .events import Event, pack
 from .keystore import Keys
@@ -34,7 +33,11 @@ log_ = logging.getLogger("memos.boot")
 
 
 class Refused(Exception):
-    """The kernel will not start like this; the message says why and what to do."""
+    """The kernel will not start like this; the message says why and what to do. `fenced`: another one came first."""
+
+    def __init__(self, why: str, *, fenced: bool = False) -> None:
+        super().__init__(why)
+        self.fenced = fenced
 
 
 class Head(NamedTuple):
@@ -165,9 +168,10 @@ def elsewhere(view: View, keystore: Keys) -> str | None:
     return "this is a copy of a log that may still be written elsewhere: its source did not end with a record that names it"
 
 
-def check_clock(config: Config, clock: Clock, head: Head) -> None:
-    behind = head.time - clock.now()
-    if config.accept_clock or head.seq < 0:
+def check_clock(clock: Clock, seq: int, time: int) -> None:
+    """Refuse to write after record `seq` with a clock that disagrees with its time."""
+    behind = time - clock.now()
+    if seq < 0:
         return
     if behind > limits.CLOCK_BEHIND_SECONDS_MAX * 1_000_000_000:
         raise Refused(f"the clock is {behind // 10**9} s behind the newest record; set it right, or pass --accept-clock")
@@ -194,22 +198,24 @@ def blind_missed(view: View, log: EventLog, segments: Segments) -> None:
     """Blind the segments of this directory to what was shredded while no kernel ran on it."""
     from .answers import shred_heirs, shredded_by
 
-    for seq in list(view.shreds_after(segments.blinded_seq)):
+    missed = list(view.shreds_after(segments.blinded_seq))
+    for seq in missed:
         for _raw, record in records(log, seq):
             gone = shredded_by(view, record)
             segments.blind(gone, shred_heirs(view, record, gone))
-            segments.blinded(seq)
             break
+    if missed:
+        segments.blinded(missed[-1])
 
 
-def destroy_unnamed(view: View, keystore: Keys, *, below: int | None = None) -> None:
+def destroy_unnamed(view: View, keystore: Keys, *, below: int | None = None, above: int = -1) -> None:
     """Slots that no record names were made for writes that never happened; they must not outlive their epoch.
 
-    `below`: others may write to the key store as well, so every epoch before this one is looked at, and keys of erased cubes
-    too. A later epoch is another kernel's, which took over.
+    `below`: others may write to the key store as well, so every epoch before this one (and after `above`) is looked at, and
+    keys of erased cubes too. A later epoch is another kernel's, which took over.
     """
     for epoch in keystore.epochs:
-        if below is not None and epoch >= below:
+        if below is not None and not above < epoch < below:
             continue
         if below is None and epoch <= keystore.header.epoch - 1 and epoch != max(keystore.epochs):
             continue

@@ -282,7 +282,7 @@ class Tables(View):
     since the last `take`.
     """
 
-    __slots__ = ("_base_get", "_base_scan", "_held", "_owners", "changes", "digest", "overlay", "payloads")
+    __slots__ = ("_base_get", "_base_scan", "_held", "_keys", "_owners", "changes", "digest", "overlay", "payloads")
 
     def __init__(self, source: Source, digest: int) -> None:
         self._base_get = source.get
@@ -292,6 +292,8 @@ class Tables(View):
         self.payloads: list[tuple[bytes, bytes]] = []
         """Inline payload ciphertexts, by payload id."""
         self.digest = digest
+        self._keys: tuple[dict[bytes, None], ...] = tuple({} for _ in range(256))
+        """Keys of the overlay by their first byte: a scan looks at those of its own table."""
         self._held: dict[bytes, int] = {}
         """How many batches of changes that were taken and not settled hold a key."""
         self._owners: dict[str, str] = {}
@@ -303,6 +305,8 @@ class Tables(View):
         """Forget every change that is not in the source."""
         for held in (self.overlay, self.changes, self.payloads, self._held, self._owners):
             held.clear()
+        for keys in self._keys:
+            keys.clear()
         self.digest = digest
 
     def _get(self, key: bytes) -> bytes | None:
@@ -312,7 +316,8 @@ class Tables(View):
             return self._base_get(key)
 
     def _scan(self, prefix: bytes, start: bytes | None = None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        fresh = [key for key in self.overlay if key.startswith(prefix)]
+        known = self._keys[prefix[0]] if prefix else self.overlay
+        fresh = [key for key in known if key.startswith(prefix)]
         if not fresh:
             yield from self._base_scan(prefix, start, reverse)
             return
@@ -349,6 +354,7 @@ class Tables(View):
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set or delete a row that is not in the digest."""
         self.overlay[key] = value
+        self._keys[key[0]][key] = None
         self.changes[key] = value
 
     def _put_hashed(self, key: bytes, value: bytes, row: bytes, old_row: bytes | None) -> None:
@@ -392,6 +398,7 @@ class Tables(View):
             del self._held[key]
             if key not in self.changes:
                 self.overlay.pop(key, None)
+                self._keys[key[0]].pop(key, None)
 
 
 def cube_id_of(time: int, order: int, tail: int) -> bytes:

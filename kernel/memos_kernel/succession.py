@@ -21,18 +21,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from memos_drivers.stores.base import PAYLOAD, VIEW, Batch
+from memos_syscalls import limits
 from memos_syscalls.errors import MemAgain
 
 from . import answers, crypto
 from . import events as ev
 from .commit import Durable, Entry, shred_slots
 from .eventlog.base import Ended, Opened, OutOfReach, Renewed, SharedLog
-from .events import Record, pack
+from .events import Record, Slot, pack
 from .recovery import (
     Head,
     Refused,
     blind_missed,
     chain_at,
+    check_clock,
     destroy_unnamed,
     elsewhere,
     moved,
@@ -52,7 +54,8 @@ if TYPE_CHECKING:
 
 log_ = logging.getLogger("memos.kernel")
 
-FRAMES_PER_TURN: Final = 32
+FRAMES_PER_TURN: Final = 8
+BYTES_PER_TURN: Final = 16 * limits.KIB
 ASK_SECONDS: Final = 0.5
 """A proof that is older is renewed while it still holds."""
 AGAIN_SECONDS: Final = 1.0
@@ -61,18 +64,20 @@ UNSURE: Final = "the log does not answer, so this kernel cannot know whether ano
 
 class Succession:
     def __init__(
-        self, kernel: Kernel, log: SharedLog, segments: Segments, *, isolated_reads: bool, take_over: bool = False
-    ) -> None:
+        self, kernel: Kernel, log: SharedLog, segments: Segments, *, isolated_reads: bool, take_over: bool = False,
+        accept_clock: bool = False,
+    ) -> None:  # fmt: skip
         self.kernel = kernel
         self.log = log
+        self._accept_clock = accept_clock
         self.standby = True
         self._segments = segments
         self._isolated_reads = isolated_reads
         self._take_over = take_over
         self._scheduled = False
-        self._asking = False
+        self._applying = asyncio.Lock()
         self._unsure: deque[tuple[Turn, Callable[[], None]]] = deque()
-        self._promoting = asyncio.Lock()
+        self._promotion: asyncio.Task[None] | None = None
         self._settling = False
         loop = kernel.loop
 
@@ -91,98 +96,138 @@ class Succession:
         """Before a standby applies what counted: the keys and pieces that it may name."""
         self.kernel.vault.keystore.refresh()
 
+    @property
+    def promoting(self) -> bool:
+        return self._promotion is not None and not self._promotion.done()
+
     def _schedule(self) -> None:
-        if not self._scheduled:
+        if not self._scheduled and not self.promoting:
             self._scheduled = True
-            self.kernel.loop.call_soon(self._follow)
+            self.kernel.spawn(self._follow())
 
-    def _follow(self) -> None:
-        self._scheduled = False
-        if self.standby and self.kernel.stopped is None and self._apply_some():
-            self._schedule()
-
-    def _apply_some(self) -> bool:
-        """Apply some of what counted, mirror and view in one batch; False when there was nothing."""
-        batch = Batch()
-        frames = self.log.take_counted(batch, FRAMES_PER_TURN)
-        if not batch.puts:
-            return False
+    async def _follow(self) -> None:
         try:
-            self._apply(frames, batch)
-        except Exception as error:
-            self.kernel.fatal("applying what the log holds failed", error)
-            return False
-        return True
+            # A promotion applies the rest itself, in its own time.
+            while self.standby and self.kernel.stopped is None and not self.promoting and await self._apply_some():
+                pass
+        finally:
+            self._scheduled = False
 
-    def _apply(self, frames: list[bytes], batch: Batch) -> None:
+    async def _apply_some(self) -> bool:
+        """Apply some of what counted, mirror and view in one batch; False when there was nothing. What is large is applied in
+        a thread: reads go on with the state before it. One at a time."""
+        async with self._applying:
+            batch = Batch()
+            frames = self.log.take_counted(batch, FRAMES_PER_TURN)
+            if not batch.puts:
+                return False
+            kernel = self.kernel
+            try:
+                if sum(map(len, frames)) <= BYTES_PER_TURN:
+                    found = self._apply(frames, batch)
+                else:
+                    kernel.view = kernel.frozen_view()
+                    found = await asyncio.to_thread(self._apply, frames, batch)
+                    kernel.thaw()
+                await self._follow_up(found)
+            except Exception as error:
+                kernel.fatal("applying what the log holds failed", error)
+                return False
+            return True
+
+    def _apply(self, frames: list[bytes], batch: Batch) -> list[tuple[Record, bytes]]:
+        """Records with their hashes. On the loop, or in a thread while reads have another view."""
         kernel = self.kernel
-        found: list[Record] = []
+        found: list[tuple[Record, bytes]] = []
         hash_ = kernel.durable.hash
         for data in frames:
             for raw in ev.decode_frame(data).records:
                 record = current(ev.decode_record(raw))
                 hash_ = crypto.record_hash(hash_, raw)
                 apply(kernel.tables, record)
-                found.append(record)
+                found.append((record, hash_))
         changes, payloads = kernel.tables.take()
         batch.puts.extend((VIEW, key, value) for key, value in changes.items())
         batch.puts.extend((PAYLOAD, key, value) for key, value in payloads)
         if found:
-            last = found[-1]
+            last, _hash = found[-1]
             digest = kernel.tables.digest
             where = (last.seq, last.time, hash_, digest.to_bytes(DIGEST_BYTES, "little"), last.epoch)
             batch.puts.append((VIEW, META_APPLIED, pack(where)))
         kernel.store.write(batch)
         kernel.tables.settle(changes)
-        if not found:
-            return
-        kernel.durable = Durable(last.seq, hash_, digest, last.time)
-        chain = kernel.chain
-        chain.seq, chain.hash, chain.time, chain.epoch = last.seq, hash_, last.time, last.epoch
-        for record in found:
+        return found
+
+    async def _follow_up(self, found: list[tuple[Record, bytes]]) -> None:
+        """What follows from applied records, on the loop."""
+        kernel = self.kernel
+        if found:
+            last, hash_ = found[-1]
+            kernel.durable = Durable(last.seq, hash_, kernel.tables.digest, last.time)
+            chain = kernel.chain
+            chain.seq, chain.hash, chain.time, chain.epoch = last.seq, hash_, last.time, last.epoch
+        for record, _hash in found:
             kernel.effects.committed(record, None)
             if any(event.name == ev.SHREDDED for event in record.events):
-                self._forget(record)
+                await self._forget(record)
         kernel.news()
+        await asyncio.sleep(0)
 
-    def _forget(self, record: Record) -> None:
+    async def _forget(self, record: Record) -> None:
         """The writer destroys the keys; here go the copies, and the index that lists what was erased."""
         kernel = self.kernel
         view = kernel.frozen_view()
-        gone = answers.shredded_by(view, record)
-        kernel.vault.forget(set(gone), set(shred_slots(view, gone)))
-        blind = kernel.effects.shredded(gone, answers.shred_heirs(view, record, gone))
+
+        def find() -> tuple[list[bytes], set[Slot], dict[bytes, int]]:
+            gone = answers.shredded_by(view, record)
+            return gone, set(shred_slots(view, gone)), answers.shred_heirs(view, record, gone)
+
+        gone, slots, heirs = await asyncio.to_thread(find)
+        kernel.vault.forget(set(gone), slots)
+        blind = kernel.effects.shredded(gone, heirs, record.seq)
         kernel.in_thread(blind, lambda error: None if error is None else kernel.fatal("blinding the index failed", error))
 
     # -- taking over -------------------------------------------------------------------------------------------------
 
     async def promote(self) -> None:
-        """Become the writer; the epoch's first records are durable then. Raises `Ended`, `OutOfReach` or `Refused`."""
-        async with self._promoting:
-            if not self.standby:
-                return
-            kernel = self.kernel
-            self._see_that_it_is_here()
-            sign = signer_of(kernel.keys)
-            above = kernel.vault.keystore.highest_epoch
-            try:
-                opened = await asyncio.to_thread(self.log.open_epoch, above, sign)
-            except OutOfReach:
-                self._try_again_if_claimed()
-                raise
-            while self._apply_some():  # noqa: ASYNC110  # Reads go on between two turns.
-                await asyncio.sleep(0)
-            if kernel.stopped is not None:
-                raise Ended(kernel.stopped)
-            try:
-                head = await asyncio.to_thread(self._finish_in_thread, opened)
-            except OutOfReach:
-                self._try_again_if_claimed()
-                raise
-            self.standby = False
-            self._begin(head, opened)
+        """Become the writer; the epoch's first records are durable then. Raises `Ended`, `OutOfReach` or `Refused`.
+
+        A caller who goes away, or runs out of time, leaves it to itself: half a promotion would leave the log to nobody.
+        """
+        if self._promotion is None or self._promotion.done():
+            self._promotion = self.kernel.loop.create_task(self._promote())
+        await asyncio.shield(self._promotion)
+
+    async def _promote(self) -> None:
+        if not self.standby:
+            return
+        kernel = self.kernel
+        self._see_that_it_is_here()
+        if not self._accept_clock:
+            check_clock(kernel.clock, kernel.durable.seq, kernel.durable.time)
+        try:
+            opened = await asyncio.to_thread(
+                self.log.open_epoch, kernel.vault.keystore.highest_epoch, signer_of(kernel.keys)
+            )
+            # What came before the claim is applied when the keys and pieces that it names are here.
+            await asyncio.to_thread(self.log.catch_up)
+            await asyncio.to_thread(kernel.vault.keystore.refresh)
+            while await self._apply_some():
+                pass
+            head = await asyncio.to_thread(self._finish_in_thread, opened)
+        except OutOfReach:
+            self._try_again_if_claimed()
+            raise
+        if kernel.stopped is not None:
+            raise Ended(kernel.stopped, fenced=kernel.fenced)
+        self.standby = False
+        self._begin(head, opened)
+        try:
             await kernel.drained()
-            kernel.opened_at = kernel.durable.seq
+        except OSError as error:
+            raise Ended(str(error), fenced=kernel.fenced) from error
+        kernel.opened_at = kernel.durable.seq
+        kernel.spawn(kernel.collect(kernel.store.snapshot(PAYLOAD)))
 
     def _try_again_if_claimed(self) -> None:
         """A claim that we gave up waiting for may count all the same. Then the one before us is gone, and nobody else comes."""
@@ -202,20 +247,24 @@ class Succession:
         except OutOfReach as error:
             log_.warning("the log was claimed, but cannot be opened yet: %s", error)
         except (Ended, Refused) as error:
-            self.kernel.ended(str(error), False)
+            self.kernel.ended(str(error), self.kernel.fenced)
+        except Exception as error:
+            self.kernel.fatal("taking over failed", error)
 
-    def _finish_in_thread(self, opened: Opened) -> Head:
-        """Between a claim and the first record after it: see that the view stands at the head, and that what was erased is."""
+    def _finish_in_thread(self, opened: Opened, *, anew: bool = False) -> Head:
+        """Between a claim and the first record after it: see that the view stands at the head, and that what was erased is.
+        `anew`: after an epoch of our own, in which nobody else wrote; only its own unused keys are to go."""
         kernel = self.kernel
         keystore = kernel.vault.keystore
-        self.log.catch_up()
-        keystore.tidy()
+        if not anew:
+            self.log.catch_up()
+            keystore.tidy()
         self.log.check()
         head = recover(kernel.store, self.log, kernel.keys, keystore, read_only=False)
         view = View(kernel.store.live(VIEW))
         blind_missed(view, self.log, self._segments)
         redo_shreds(view, self.log, keystore, self._segments)
-        destroy_unnamed(view, keystore, below=opened.epoch)
+        destroy_unnamed(view, keystore, below=opened.epoch, above=kernel.vault.epoch - 1 if anew else -1)
         self._see_that_it_is_here()
         home = None if elsewhere(view, keystore) is None else os.urandom(crypto.ID_BYTES)
         keystore.update(epoch=opened.epoch, home_id=home)
@@ -251,7 +300,14 @@ class Succession:
         head: list[Head] = []
 
         def work() -> None:
-            head.append(self._finish_in_thread(error.opened))
+            # A broker that goes away once more is no reason to end.
+            while kernel.stopped is None:
+                try:
+                    head.append(self._finish_in_thread(error.opened, anew=True))
+                    return
+                except OutOfReach as away:
+                    log_.warning("the new epoch waits: %s", away)
+            raise Ended(kernel.stopped)
 
         def done(failed: BaseException | None) -> None:
             if failed is not None:
@@ -278,6 +334,8 @@ class Succession:
             then()
         else:
             turn.waits = UNSURE
+            while self._unsure and self._unsure[0][0].finished:
+                self._unsure.popleft()
             self._unsure.append((turn, then))
             self._ask()
 
@@ -296,7 +354,7 @@ class Succession:
             self.kernel.append_failed([], error)
 
     def _freshened(self) -> None:
-        if self.standby and self.log.claimed and not self._promoting.locked():
+        if self.standby and self.log.claimed and not self.promoting:
             self.kernel.spawn(self._promote_or_say())
         while self._unsure and self.log.fresh():
             turn, then = self._unsure.popleft()

@@ -21,7 +21,7 @@ from .eventlog.link import BadLink, Link
 from .eventlog.tail import owner_of
 from .eventlog.topics import BadTopic, Erasure, Unreachable, ensure
 from .events import Damaged
-from .keystore import KeyStore, WrongKey, sync_directory
+from .keystore import HEADER_BYTES, KeyStore, WrongKey, sync_directory, unpack_header
 from .recovery import Refused
 from .topickeys import ManyRoots, NoRoot, TopicKeys
 
@@ -52,6 +52,8 @@ def _open_keys(config: Config, link: Link, root: Path, erasure: Erasure) -> tupl
     """Master key and key store. A new log gets its root, and a master key if there is none."""
     log_id = owner_of(link)
     fresh = log_id is None and not (root / "db").exists()
+    # Nobody has claimed the topic: a start that did not come to it may have left a root, and a directory that belongs to it.
+    wanted = log_id if log_id is not None else _begun(root)
     master = masterkey.read(config.key_path, new=fresh)
     if master is None:
         if not fresh:
@@ -62,12 +64,22 @@ def _open_keys(config: Config, link: Link, root: Path, erasure: Erasure) -> tupl
         master = masterkey.create(config.key_path)
         log_.info("made a master key at %s; keep a copy elsewhere, without it nothing can be read", config.key_path)
     try:
-        return master, TopicKeys(link, master, log_id=log_id, erasure=erasure)
+        return master, TopicKeys(link, master, log_id=wanted, erasure=erasure)
     except (NoRoot, ManyRoots):
         if log_id is not None:
             raise
         # Nobody has claimed the topic yet: whatever roots there are belong to kernels that did not come to it.
         return master, TopicKeys(link, master, log_id=TopicKeys.create(link, master), erasure=erasure)
+
+
+def _begun(root: Path) -> bytes | None:
+    """The log that a directory belongs to, when a start made it and got no further."""
+    try:
+        with open(root / "keys" / SEGMENTS, "rb") as file:
+            header = unpack_header(file.read(HEADER_BYTES))
+    except FileNotFoundError:
+        return None
+    return None if header is None else header.log_id
 
 
 def _segment_keys(root: Path, master: bytes, log_id: bytes) -> KeyStore:
@@ -82,6 +94,7 @@ def _segment_keys(root: Path, master: bytes, log_id: bytes) -> KeyStore:
     if found.header.log_id != log_id:
         found.close()
         raise Refused(
-            f"{root} belongs to log {found.header.log_id.hex()}, the topic to {log_id.hex()}; name the right one of either"
+            f"{root} belongs to log {found.header.log_id.hex()}, the topic to {log_id.hex()}. Name the topic that it mirrors, "
+            "or start on another directory: what this one holds of its own log, that log's topic has too"
         )
     return found

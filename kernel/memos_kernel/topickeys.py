@@ -44,7 +44,7 @@ from .eventlog.link import Link, log_
 from .eventlog.partition import MS, Appender, NoTopic, Reader, Receipt
 from .eventlog.topics import ERASE_MS_MAX, Erasure
 from .events import Checkpoint, Damaged, Slot, pack, unpack
-from .keystore import DESTROYED, LIVE, Header, WrongKey, wrapping_cipher, wrapping_key_id
+from .keystore import DESTROYED, LIVE, Header, Unusable, WrongKey, wrapping_cipher, wrapping_key_id
 from .slottable import WRAPPED_BYTES, SlotTable
 
 ROOT, HEADER, SLOT = b"r", b"h", b"s"
@@ -65,11 +65,11 @@ _HEADER_FIELDS_OLD: Final = 6
 _CHECKPOINT_FORM: Final = (int, bytes, bytes, bytes, bytes, int, bytes)
 
 
-class NoRoot(Exception):
+class NoRoot(Unusable):
     """The topic holds no root of the log that was asked for, or of any."""
 
 
-class ManyRoots(Exception):
+class ManyRoots(Unusable):
     """The topic holds several roots that the master key opens; the caller must say which log it means."""
 
     def __init__(self, topic: str, log_ids: list[bytes]) -> None:
@@ -115,6 +115,7 @@ class TopicKeys:
         self._table = SlotTable()
         self._reading = self._table
         """Where what is read goes: another table while all of the topic is read again."""
+        self._refreshing = threading.Lock()
         self._own_epoch: int | None = None
         """The epoch in which this kernel writes; None for a reader and for a standby."""
         self._going: set[Slot] = set()
@@ -176,6 +177,10 @@ class TopicKeys:
 
     def refresh(self) -> None:
         """Read on to the end of the topic; quick when nothing is new. Raises as the constructor."""
+        with self._refreshing:
+            self._refresh()
+
+    def _refresh(self) -> None:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         if self._reader is None:
             self._reader = Reader(self.link, self.link.keys, self._next, batch=BATCH_MESSAGES)
@@ -187,6 +192,9 @@ class TopicKeys:
             for message in self._reader.to_end():
                 self._take(message)
         except NoTopic as error:
+            if self._next > 0:
+                # It was there: a broker that has just started may not know it yet.
+                raise
             raise NoRoot(str(error)) from None
         except BaseException:
             if self._reading is not self._table:

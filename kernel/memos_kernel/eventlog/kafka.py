@@ -88,6 +88,7 @@ class KafkaLog(StoredFrames):
         self._sign: Sign | None = None
         self._opened: Opened | None = None
         self._claims: dict[bytes, Opened] = {}
+        self._noted_end = 0
         self._begun = 0.0
         self._asked_at = 0.0
         self._missing = 0
@@ -136,7 +137,7 @@ class KafkaLog(StoredFrames):
 
     @property
     def claimed(self) -> bool:
-        return self._writer.phase == "open"
+        return self._writer.claim_id is not None and self._writer.phase not in ENDED
 
     def follow(self) -> None:
         self.tail.follow()
@@ -188,7 +189,7 @@ class KafkaLog(StoredFrames):
         for _try in range(CLAIM_TRIES):
             if not self.tail.runs:
                 self.tail.read_to_end()
-            if not self.claimed:
+            if self._writer.phase != "open":
                 # Else a claim that an earlier try gave up waiting for counts by now.
                 self._claim(above)
             if not self._wait(lambda: self._writer.sure or self._writer.phase not in ("claiming", "open"), START_SECONDS):
@@ -348,6 +349,10 @@ class KafkaLog(StoredFrames):
         batch = append.batch
         for item in items:
             mirror.put(batch, item)
+        if self.payloads.end > self._noted_end:
+            # What others put there while we write, no record of ours names.
+            self._noted_end = self.payloads.end
+            mirror.put_position(batch, self._noted_end)
         self._store.write(batch)
 
     def _renew(self) -> None:

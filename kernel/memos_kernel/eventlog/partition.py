@@ -51,7 +51,7 @@ _FORBIDDEN: Final = frozenset({
 })  # fmt: skip
 
 
-class NoTopic(Exception):
+class NoTopic(OutOfReach):
     """The topic is not there; the message says which."""
 
 
@@ -75,6 +75,8 @@ class Appender:
         self._again: list[tuple[bytes, bytes | None, Callable[[KafkaError | None, Message], None]]] = []
         """What a broker refused, to be sent again."""
         self._broken = False
+        self.end = 0
+        """The offset after the newest message that is confirmed; 0 when none is."""
         self._closing = False
         self._told = ""
         self._max = unconfirmed_bytes_max
@@ -121,6 +123,7 @@ class Appender:
                 self._under_way -= size
                 receipt.left -= count
                 receipt.at_ns = max(receipt.at_ns, message.timestamp()[1] * MS)
+                self.end = max(self.end, (message.offset() or -1) + 1)
                 if receipt.left == 0:
                     self._open.discard(receipt)
                 if receipt.left == 0 or self._under_way <= self._max // 2:
@@ -168,7 +171,12 @@ class Appender:
             elif time.monotonic() > again_at:
                 again, self._again = self._again, []
                 if self._broken:
-                    # A producer that gave up once takes nothing any more.
+                    # A producer that gave up once takes nothing any more; what it has not told of yet, it tells now.
+                    self._producer.purge()
+                    while len(self._producer):
+                        self._producer.poll(POLL_SECONDS)
+                    again += self._again
+                    self._again = []
                     self._producer, self._broken = self._link.producer(), False
                 for key, value, delivered in again:
                     try:

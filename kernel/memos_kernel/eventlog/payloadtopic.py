@@ -34,6 +34,11 @@ class PayloadTopic:
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def end(self) -> int:
+        """The offset after the newest piece that was put; 0 when none was."""
+        return 0 if self._appender is None else self._appender.end
+
     def put(self, pieces: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Send pieces, waiting while too much is under way. Raises `Ended`."""
         appender, receipt = self._appending(), Receipt()

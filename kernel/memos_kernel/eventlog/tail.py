@@ -46,8 +46,8 @@ LOOK_WAIT_MS: Final = 10
 LOOK_SECONDS: Final = 10.0
 PATIENT_LOOK_SECONDS: Final = 60.0
 """How long a leader may take to show what was visible before; a topic that ends before it lost its tail."""
-QUEUE_MAX: Final = 4096
-"""Messages that counted and nobody took yet; a tail that is further ahead waits."""
+QUEUE_BYTES_MAX: Final = 8 * limits.MIB
+"""Of messages that counted and nobody took yet; a tail that is further ahead waits."""
 LOST: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION, KafkaError.OFFSET_OUT_OF_RANGE})
 GONE: Final = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_ID,
@@ -121,6 +121,8 @@ class Tail:
         """Take in what the consumer has, waiting for the first message at most `timeout` seconds."""
         if self.writer.look is not None:
             self._look()
+        if self._staged and self._following and not self._prepared():
+            return
         first = self._consumer.poll(timeout)
         if first is None:
             return
@@ -136,12 +138,24 @@ class Tail:
             if self.writer.look is not None:
                 self._look()
         if self._staged:
-            self.read_payloads()
-            self._owner.before_counted()
+            if self._following and not self._prepared():
+                return
             with self.changed:
                 self._unstage()
         if moved:
             self._tell()
+
+    def _prepared(self) -> bool:
+        """Hand over what waits for the keys and pieces that it names, once they are here; a broker may keep us waiting."""
+        try:
+            self.read_payloads()
+            self._owner.before_counted()
+        except OutOfReach as error:
+            self._complain(f"following topic {self.link.topic}: {error}")
+            return False
+        with self.changed:
+            self._unstage()
+        return True
 
     def _take_in(self, message: KafkaMessage) -> None:
         writer = self.writer
@@ -335,9 +349,11 @@ class Tail:
                 self.pump(POLL_SECONDS)
                 self._owner.between_reads()
                 with self.changed:
-                    if len(self._queue) > QUEUE_MAX:
+                    while self._following and not self.closing and sum(len(i.data) for i in self._queue) > QUEUE_BYTES_MAX:
                         self.changed.wait(POLL_SECONDS)
         except Exception as error:
+            if self.closing:
+                return
             # Whatever it was: without the tail nothing may be acknowledged.
             log_.exception("reading the topic %s failed", self.link.topic)
             self.end(f"reading the topic {self.link.topic} failed: {error}")
