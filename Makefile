@@ -1,6 +1,8 @@
 # One word for each activity. Everything happens in .venv; nothing outside the folder is touched.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests mostly wait, for disks and brokers: more processes than processors.
+PROCESSES ?= 4
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: setup demo demo-kafka test check lint crash sim bench docs clean
@@ -26,7 +28,7 @@ demo-kafka: setup
 	$(BIN)/python -m memos_tools.demo_kafka
 
 test: .venv/.developing
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 lint: .venv/.developing
 	$(BIN)/ruff check .

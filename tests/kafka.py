@@ -278,10 +278,9 @@ class StartCluster(Protocol):
     def __call__(self, brokers: int = 1, settings: Mapping[str, object] | None = None, *, proxied: bool = False) -> Cluster: ...
 
 
-def _started(request: pytest.FixtureRequest) -> Iterator[StartCluster]:
-    _need(request.config, own=True)
+def _started() -> Iterator[StartCluster]:
     place = home()
-    assert place is not None
+    assert place is not None, lacking(own=True)
     with contextlib.ExitStack() as all_of_them:
 
         def start(brokers: int = 1, settings: Mapping[str, object] | None = None, *, proxied: bool = False) -> Cluster:
@@ -291,9 +290,8 @@ def _started(request: pytest.FixtureRequest) -> Iterator[StartCluster]:
 
 
 @pytest.fixture(scope="session")
-def kafka(request: pytest.FixtureRequest) -> Iterator[str]:
+def kafka() -> Iterator[str]:
     """The bootstrap address of a broker that all tests share."""
-    _need(request.config, own=False)
     place = home()
     if (address := outside()) is not None:
         yield address
@@ -318,21 +316,19 @@ def topic(kafka: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def cluster(request: pytest.FixtureRequest) -> Iterator[StartCluster]:
+def cluster() -> Iterator[StartCluster]:
     """Starts clusters that the test may hurt; they end with it."""
-    yield from _started(request)
+    yield from _started()
 
 
 @pytest.fixture(scope="module")
-def clusters(request: pytest.FixtureRequest) -> Iterator[StartCluster]:
+def clusters() -> Iterator[StartCluster]:
     """Starts clusters that end with the module."""
-    yield from _started(request)
+    yield from _started()
 
 
 # -- what the session says about it --------------------------------------------------------------------------------------
 
-_ran: Final = pytest.StashKey[int]()
-_missed: Final = pytest.StashKey[dict[str, int]]()
 OK, FAILED, NO_TESTS = pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED
 
 
@@ -340,19 +336,28 @@ def required() -> bool:
     return os.environ.get("MEMOS_REQUIRE_KAFKA", "") not in ("", "0")
 
 
-def _need(config: pytest.Config, *, own: bool) -> None:
+def _need(item: pytest.Item, *, own: bool) -> None:
     why = lacking(own=own)
     if why is None:
         return
-    missed = config.stash.setdefault(_missed, {})
-    missed[why] = missed.get(why, 0) + 1
+    item.user_properties.append((MISSED, why))
     if required():
         pytest.fail(f"Kafka is required here, but {why}", pytrace=False)
     pytest.skip(f"{why}; set KAFKA_HOME" + ("" if own else " or MEMOS_TEST_KAFKA"))
 
 
+RAN, MISSED = "kafka ran", "kafka missed"
+
+
 class Witness:
-    """The pytest plugin that marks tests of Kafka, counts those that ran, and says loudly when they did not."""
+    """The pytest plugin that marks tests of Kafka, counts those that ran, and says loudly when they did not.
+
+    Reports carry the counts, so that they are right also when several processes run the tests.
+    """
+
+    def __init__(self) -> None:
+        self.ran = 0
+        self.missed: dict[str, int] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -366,27 +371,35 @@ class Witness:
         if item.get_closest_marker("kafka") is not None:
             used = set[str](getattr(item, "fixturenames", ()))
             own = "kafka" not in used or bool(used & {"cluster", "clusters"})
-            _need(item.config, own=own)
+            _need(item, own=own)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if report.when == "call" and not report.skipped and item.get_closest_marker("kafka") is not None:
-            item.config.stash[_ran] = item.config.stash.get(_ran, 0) + 1
+            report.user_properties.append((RAN, ""))
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "setup":
+            for name, why in report.user_properties:
+                if name == MISSED:
+                    self.missed[str(why)] = self.missed.get(str(why), 0) + 1
+        elif report.when == "call":
+            self.ran += any(name == RAN for name, _ in report.user_properties)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if required() and not session.config.stash.get(_ran, 0) and session.exitstatus in (OK, NO_TESTS):
+        worker = hasattr(session.config, "workerinput")
+        if required() and not worker and not self.ran and session.exitstatus in (OK, NO_TESTS):
             session.exitstatus = FAILED
 
     @pytest.hookimpl(trylast=True)
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-        ran = config.stash.get(_ran, 0)
-        for why, count in config.stash.get(_missed, {}).items():
-            some = f"{count} " if ran else ""
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for why, count in self.missed.items():
+            some = f"{count} " if self.ran else ""
             terminalreporter.write_line(
                 f"{some}KAFKA TESTS DID NOT RUN: {why} (set KAFKA_HOME or MEMOS_TEST_KAFKA)", red=True, bold=True
             )
-        if required() and not ran:
+        if required() and not self.ran:
             terminalreporter.write_line("NO KAFKA TEST RAN, and MEMOS_REQUIRE_KAFKA asks for them: failed", red=True, bold=True)

@@ -502,7 +502,8 @@ class ShredReport(Reply):
     maps: list[str] = Field(description="Mapped payloads that outlive the shred in other processes.")
     receipt: bytes = Field(description="Signed receipt; `memctl verify --receipt FILE` checks it.")
     keys_gone_by: int | None = Field(
-        default=None, description="With keys on Kafka: when the last wrapped copy of them has left the brokers, in ns, at the latest."
+        default=None,
+        description="With keys on Kafka: when the last wrapped copy of them has left the brokers, in ns, at the latest.",
     )
 
 

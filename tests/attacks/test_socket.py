@@ -121,7 +121,7 @@ def test_the_first_call_must_be_hello_in_a_spoken_abi(daemon: Daemon) -> None:
 
 def test_unknown_calls_and_arguments_are_refused_and_the_connection_goes_on(daemon: Daemon) -> None:
     with Wire(daemon.socket) as wire:
-        for number in (0, 7, 999, 65535):
+        for number in (0, 15, 999, 65535):
             wire.send(wire_request(1000 + number, number, {}))
             assert wire.receive()[2]["errno"] == "ENOSYS"
         assert wire.refusal("sys_hello", abi=1) == "EINVAL"
@@ -353,10 +353,11 @@ def test_too_many_descriptors_close_the_connection_and_leak_none(daemon: Daemon,
     good = sealed_memfd(b"good content")
     for count in (60, 250):
         with Wire(daemon.socket) as wire:
-            wire.send(wire.request("sys_info")[:5], [good] * count)
+            # The kernel may hang up while we still send.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                wire.send(wire.request("sys_info")[:5], [good] * count)
             assert [answer[1] for answer in wire.ends()] == [PROTOCOL]
     with Wire(daemon.socket) as wire:
-        # The kernel may hang up while we still send.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.send(struct.pack("<I", 100), [good] * 4)
             for _ in range(10):

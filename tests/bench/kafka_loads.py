@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -17,21 +18,18 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from confluent_kafka import Producer
 
 from memos_client import AsyncKernel, Kernel
+from memos_drivers.stores.memory import MemoryStore
 from memos_kernel.masterkey import read as read_key
 from memos_kernel.state import Tables
 from memos_kernel.topicoffline import open_topic
 from memos_kernel.verify import replay
 from memos_tools.bench_calls import NAMESPACE, alloc_function
 from memos_tools.bench_measure import TEXT, Measured, alternate, flat, in_flight, latencies, private, ratio, scratch
-from memos_drivers.stores.memory import MemoryStore
-
-if TYPE_CHECKING:
-    from run import Run
 
 BESIDE: Final = Path(__file__).parents[3] / "shared" / "kafka"
 TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -113,6 +111,10 @@ async def allocs(path: str, flight: int, seconds: float) -> float:
         return len(samples) / took
 
 
+def rate_of(path: str, flight: int, seconds: float) -> float:
+    return asyncio.run(allocs(path, flight, seconds))
+
+
 def processor_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
@@ -128,7 +130,7 @@ def sharing(pids: dict[str, int], load: Callable[[], float]) -> tuple[float, str
     return found, ", ".join(shares)
 
 
-def kafka(run: Run) -> None:
+def kafka(run: Any) -> None:
     with broker(run.parent) as found:
         if found is None:
             run.missing("the kernel on Kafka", "Apache Kafka")
@@ -155,7 +157,7 @@ def _create(brokers: str, topic: str) -> None:
         future.result(30)
 
 
-def _one(run: Run, ours: Kernel, embedded: Kernel, bare: Bare) -> None:
+def _one(run: Any, ours: Kernel, embedded: Kernel, bare: Bare) -> None:
     functions = {"kafka": alloc_function(ours), "bare": bare.one, "embedded": alloc_function(embedded)}
     samples = alternate(functions, run.times(30), 50)
     for name, what in (("kafka", "mem_alloc 300 B on Kafka, one client"), ("bare", "bare produce 300 B, acks=all")):
@@ -168,7 +170,7 @@ def _one(run: Run, ours: Kernel, embedded: Kernel, bare: Bare) -> None:
     run.rows.append(latencies("mem_alloc 300 B embedded, one client, beside", flat(samples["embedded"])))
 
 
-def _many(run: Run, ours: Kernel, embedded: Kernel, bare: Bare, broker_pid: int) -> None:
+def _many(run: Any, ours: Kernel, embedded: Kernel, bare: Bare, broker_pid: int) -> None:
     seconds = max(1.0, 3 * run.scale)
     kernel_pid = ours.daemon_pid or 0
     for flight, least in ((64, 0.25), (1024, 0.15)):
@@ -177,7 +179,7 @@ def _many(run: Run, ours: Kernel, embedded: Kernel, bare: Bare, broker_pid: int)
         for _ in range(3):
             rate, used = sharing(
                 {"broker": broker_pid, "kernel": kernel_pid, "load": os.getpid()},
-                lambda flight=flight: asyncio.run(allocs(ours.path, flight, seconds)),
+                functools.partial(rate_of, ours.path, flight, seconds),
             )  # fmt: skip
             rates["kafka"].append(rate)
             rates["bare"].append(bare.loop(flight, seconds))
@@ -196,7 +198,7 @@ def _many(run: Run, ours: Kernel, embedded: Kernel, bare: Bare, broker_pid: int)
             )  # fmt: skip
 
 
-def _replay(run: Run, brokers: str) -> None:
+def _replay(run: Any, brokers: str) -> None:
     """The same records from the topic and from an embedded log, each into memory."""
     count = run.times(20_000)
     arguments = ("--embedder", "none", "--log-level", "error")
@@ -217,7 +219,7 @@ def _replay(run: Run, brokers: str) -> None:
             began = time.perf_counter()
             with open_topic(f"kafka://{brokers}/replayed", master=master) as found:
                 # It is replayed into a view of its own as it is opened.
-                head = found.log.describe() and _head(found.log)
+                head = _head(found.log)
                 rates["kafka"].append((head + 1) / (time.perf_counter() - began))
         for name, got in rates.items():
             run.rows.append(Measured(f"replay, {name}", count, per_s=round(statistics.median(got), 1)))
@@ -237,7 +239,7 @@ def _head(log: Any) -> int:
     return -1
 
 
-def _takeover(run: Run, brokers: str) -> None:
+def _takeover(run: Any, brokers: str) -> None:
     """From the primary's death to the standby's first acknowledged write."""
     took: list[float] = []
     arguments = ["--embedder", "none", "--log-level", "error", "--log", f"kafka://{brokers}/takeover"]

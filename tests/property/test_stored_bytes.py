@@ -90,7 +90,9 @@ def damage(data: bytes, draw: Callable[[Any], Any]) -> bytes:
 def test_stored_bytes_decode_and_encode_to_themselves(kind: str, log: Log) -> None:
     for data in log[kind]:
         found = DECODERS[kind](data)
-        assert ev.pack(found) == data
+        # A receipt ends with its signature, and what it says of brokers, which this log has not, stands before that.
+        stored = found[:-1] if isinstance(found, answers.Receipt) else found
+        assert ev.pack(stored) == data
 
 
 @pytest.mark.parametrize("kind", DECODERS)

@@ -47,6 +47,7 @@ REPLIES: dict[type[BaseModel], dict[str, Any]] = {
     m.SysVerifyReply: {"ok": False, "offset": 9, "records": 10, "problems": ["record 10 is not chained"]},
     m.SysHelloReply: {"abi": 1, "principal": "uid:7", "server": "memosd", "log_id": "ab"},
     m.SysCancelReply: {"canceled": True},
+    m.SysPromoteReply: {"epoch": 3, "head_offset": 9},
     m.SysSnapshotReply: {"offset": 9, "state_digest": "ab", "path": "/x"},
     m.SysStatsReply: {"uptime_s": 1.5, "connections": 1, "calls": {}, "log": {}, "indexes": {}, "cubes": {}, "memory": {}},
     m.SysInfoReply: {

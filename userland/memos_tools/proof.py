@@ -213,7 +213,7 @@ def _verify_live(arguments: argparse.Namespace, out: Output) -> int:
 
 def torn_problems(found: Offline) -> list[Problem]:
     """Where messages of the topic prove that others are missing or changed. One gap leaves everything after it torn off."""
-    advice = "Restore the topic from a backup; `memctl copy` saves what is whole, up to this offset."
+    advice = "Restore the topic from a backup; `memctl replay --to OFFSET --into DIR` saves what is whole."
     problems = [] if found.view_problem is None else [Problem(NOWHERE, found.view_problem, "Run `memctl verify --full`.")]
     torn = [one for one in found.oddities if one.torn]
     for one in torn[:TORN_SHOWN]:

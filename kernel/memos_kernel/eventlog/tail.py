@@ -308,11 +308,15 @@ class Tail:
         """Take over the pieces of payloads that the topic has and the store has not."""
         batch = Batch()
         held = 0
+        stored = self._store.live(PAYLOAD)
 
         def sink(key: bytes, value: bytes | None, offset: int) -> None:
             nonlocal batch, held
+            if value is None or stored.get(key) is not None:
+                # A piece never changes; what others write over it, or take away, is theirs. Orphans go with the next epoch.
+                return
             batch.put(PAYLOAD, key, value)
-            held += len(value or b"")
+            held += len(value)
             if held > limits.FRAME_LOG_BYTES_MAX * 8:
                 mirror.put_position(batch, offset + 1)
                 self._store.write(batch)

@@ -150,7 +150,7 @@ class Writer:
             self._end("broken", f"the topic holds another log: its first claim {verdict.why}")
         if verdict.kind == "torn":
             self._end("broken", f"the message at the topic's offset {message.offset} {verdict.why}: something before it was "
-                      "changed, removed or lost. `memctl verify` says what; `memctl copy` saves what is whole")  # fmt: skip
+                      "changed, removed or lost. `memctl verify` says what is whole, and `memctl replay` saves it")  # fmt: skip
         if not verdict.counts:
             self._lost_claim(verdict)
             return verdict
