@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from .output import GOOD, UNUSABLE, Output, Trouble
 from .render import Rows, to_json
 
 INTERRUPTED = 130
+TERMINATED = 143
 SOURCE = "a data directory, kafka://HOST:PORT/TOPIC, or the socket of a running kernel"
 POINT = "an offset, a time (the last record at or before it), or a record's hash (its first 8 digits or more)"
 Command = Callable[[argparse.Namespace, Output], int]
@@ -196,6 +198,9 @@ def _bench(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The `memctl` command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        # What is read of a topic lies in a temporary directory: whoever ends us ends that, too.
+        signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(TERMINATED))
     if words[:1] == ["bench"]:
         return _bench(words[1:])
     arguments = parser().parse_args(words)
