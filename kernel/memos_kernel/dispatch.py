@@ -150,8 +150,14 @@ class Kernel(Commits):
         if self.succession is not None:
             # What waits for a log, or for keys, out of reach gives up; that is no failure.
             self.stopped = "the kernel stopped"
-            await asyncio.to_thread(self.log.close)
-            await asyncio.to_thread(self.vault.keystore.close)
+            closing = asyncio.to_thread(self.log.close), asyncio.to_thread(self.vault.keystore.close)
+            if self.read_only:
+                # A standby's tail may be waiting for keys.
+                await asyncio.gather(*closing)
+            else:
+                # A writer's last words go to the key store.
+                for close in closing:
+                    await close
         await self.end_flusher()
 
     # -- call --------------------------------------------------------------------------------------------------------

@@ -418,8 +418,9 @@ class KafkaLog(StoredFrames):
         }  # fmt: skip
 
     def close(self) -> None:
-        self.tail.close()
+        self.tail.closing = True
         self.payloads.close()
+        self.tail.close()
         self._producer.purge()
         self._producer.flush(1)
 
