@@ -38,7 +38,7 @@ check: lint
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 crash: .venv/.developing
-	MEMOS_CRASH_ROUNDS=200 MEMOS_FAULT_SECONDS=60 $(BIN)/python -m pytest tests/crash tests/faults
+	MEMOS_CRASH_ROUNDS=200 MEMOS_FAULT_SECONDS=60 $(BIN)/python -m pytest tests/crash tests/faults tests/integration/test_kafka_*.py
 
 sim: .venv/.developing
 	$(BIN)/python -m tests.sim.run --seeds 10000

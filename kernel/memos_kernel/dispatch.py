@@ -30,6 +30,7 @@ from memos_syscalls.errors import (
     MemCanceled,
     MemDenied,
     MemError,
+    MemFenced,
     MemInvalid,
     MemIO,
     MemNoCall,
@@ -376,6 +377,13 @@ class Kernel(Commits):
         except MemError as error:
             self._drop()
             turn.fail(error)
+        except OSError as error:
+            self._drop()
+            if self.stopped is None:
+                self.unexpected(turn, error)
+            else:
+                # It was not decided: nothing of it is in the log.
+                turn.fail(MemFenced(self.stopped) if self.fenced else MemAgain(self.stopped))
         except Exception as error:
             self.unexpected(turn, error)
             self._drop()
