@@ -197,7 +197,13 @@ class Cluster:
 
     def pause(self, broker: int) -> None:
         """SIGSTOP: connections stay, nothing answers."""
-        self.brokers[broker].signal(signal.SIGSTOP)
+        process = self.brokers[broker].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        # A thread that is at work answers one more time before it stops.
+        tasks = Path(f"/proc/{process.pid}/task")
+        while any((task / "stat").read_text().rpartition(")")[2].split()[0] not in "TtZ" for task in tasks.iterdir()):
+            time.sleep(0.01)
 
     def resume(self, broker: int) -> None:
         self.brokers[broker].signal(signal.SIGCONT)

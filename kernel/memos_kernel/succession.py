@@ -76,6 +76,7 @@ class Succession:
         self._take_over = take_over
         self._scheduled = False
         self._applying = asyncio.Lock()
+        self._asking: asyncio.TimerHandle | None = None
         self._unsure: deque[tuple[Turn, Callable[[], None]]] = deque()
         self._promotion: asyncio.Task[None] | None = None
         self._settling = False
@@ -338,6 +339,18 @@ class Succession:
                 self._unsure.popleft()
             self._unsure.append((turn, then))
             self._ask()
+            self._ask_again_later()
+
+    def _ask_again_later(self) -> None:
+        """An answer may be lost on its way: who waits is asked for again and again."""
+        if self._asking is None:
+            self._asking = self.kernel.loop.call_later(ASK_SECONDS, self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._asking = None
+        self._freshened()
+        if self._unsure and self.kernel.stopped is None:
+            self._ask_again_later()
 
     def _ask(self) -> None:
         if self.log.doubtful and not (self._settling or self.kernel.committing or self.kernel.gated):
