@@ -121,8 +121,11 @@ class Tail:
         """Take in what the consumer has, waiting for the first message at most `timeout` seconds."""
         if self.writer.look is not None:
             self._look()
-        if self._staged and self._following and not self._prepared():
-            return
+        if self._staged and self._following:
+            if not self._prepared():
+                time.sleep(CALM_SECONDS)
+                return
+            self._tell()
         first = self._consumer.poll(timeout)
         if first is None:
             return
