@@ -158,6 +158,8 @@ def test_a_kernel_that_was_paused_while_another_took_over_writes_nothing_and_ans
         second = machines.serve("b")
         with Wire(second.socket) as today:
             today.call("mem_write", cube_id=cube, content="today")
+        # What it knew for sure when it was paused holds for a second.
+        time.sleep(1.1)
         first.resume()
         for _call, status, body in wire.ends():
             assert status and from_wire(status, body).errno in ("EFENCED", "EAGAIN"), body
