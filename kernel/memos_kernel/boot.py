@@ -44,6 +44,7 @@ from .recovery import (
     destroy_unnamed,
     elsewhere,
     moved,
+    new_home,
     opening,
     recover,
     redo_shreds,
@@ -241,8 +242,7 @@ async def assemble(
         if shared is None:
             redo_shreds(view, log, keystore, segments)  # what was erased is erased before anyone asks
             destroy_unnamed(view, keystore)
-            home = None if elsewhere(view, keystore) is None else os.urandom(crypto.ID_BYTES)
-            keystore.update(epoch=epoch, home_id=home)
+            keystore.update(epoch=epoch, home_id=new_home(view, keystore))
 
     claim_id = os.urandom(crypto.ID_BYTES)
     effects = Effects(vault, segments, lambda: kernel.frozen_view(), embed, lambda: kernel.busy)

@@ -139,7 +139,7 @@ class Commits:
     async def drained(self) -> None:
         """Return when everything decided so far is durable; raises `OSError` when the kernel stops first."""
         while self.renewing or self.durable.seq < self.chain.seq:
-            if self.stopped not in (None, STOPPING):
+            if self.ended_for_good:
                 raise OSError(self.stopped)
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._drained.add(waiter)
@@ -163,7 +163,7 @@ class Commits:
         self._stop(f"{what}: {error}", f"{named}. The kernel stops; restart it, nothing acknowledged is lost")
 
     def _stop(self, why: str, said: str) -> None:
-        if self.stopped in (None, STOPPING):
+        if not self.ended_for_good:
             self.stopped = why
             log_.critical("%s", said)
             self.on_fatal(self.stopped)
@@ -237,7 +237,7 @@ class Commits:
 
     def _commit(self) -> None:
         """Hand as many queued records as fit one frame to the log."""
-        if not self._queue or self.stopped not in (None, STOPPING):
+        if not self._queue or self.ended_for_good:
             self._committing = False
             return
         entries: list[Entry] = []
@@ -277,7 +277,7 @@ class Commits:
         self.in_thread(lambda: self.log.finish(append), lambda error: self._committed(entries, where, error))
 
     def _committed(self, entries: list[Entry], where: Durable, error: BaseException | None) -> None:
-        if self.stopped not in (None, STOPPING):
+        if self.ended_for_good:
             return
         self._under_way = []
         self.renewing = isinstance(error, Renewed) and self.succession is not None
@@ -316,7 +316,7 @@ class Commits:
 
     def ended(self, why: str, fenced: bool) -> None:
         """This kernel may write no more. Those who wait do not learn that their call failed: it may have gone through."""
-        if self.stopped not in (None, STOPPING):
+        if self.ended_for_good:
             return
         self.fenced = fenced
         advice = "Repeat it with the same request id."
@@ -502,6 +502,11 @@ class Commits:
         self.in_thread(self.vault.prepare, done)
 
     # -- waiting ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def ended_for_good(self) -> bool:
+        """Whether nothing is written any more; a kernel that is stopping still is."""
+        return self.stopped not in (None, STOPPING)
 
     @property
     def gated(self) -> bool:

@@ -11,6 +11,8 @@ Each refusal is a `Refused` whose message says what to do.
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from memos_drivers.stores.base import PAYLOAD, VIEW, Batch, Store
@@ -119,15 +121,19 @@ def _replay_frame(store: Store, tables: Tables, found: list[tuple[ev.Record, byt
     """Records of one frame, in one batch."""
     for record, _hash in found:
         apply(tables, current(record))
+    write_applied(store, tables, Batch(), found[-1])
+
+
+def write_applied(store: Store, tables: Tables, batch: Batch, last: tuple[ev.Record, bytes] | None) -> None:
+    """Write what was applied since the last time, with what `batch` holds already. `last`: the newest record applied, with its
+    hash; None when there was none."""
     changes, payloads = tables.take()
-    batch = Batch()
-    for key, value in changes.items():
-        batch.put(VIEW, key, value)
-    for key, value in payloads:
-        batch.put(PAYLOAD, key, value)
-    record, hash_ = found[-1]
-    digest = tables.digest.to_bytes(DIGEST_BYTES, "little")
-    batch.put(VIEW, META_APPLIED, pack((record.seq, record.time, hash_, digest, record.epoch)))
+    batch.puts.extend((VIEW, key, value) for key, value in changes.items())
+    batch.puts.extend((PAYLOAD, key, value) for key, value in payloads)
+    if last is not None:
+        record, hash_ = last
+        digest = tables.digest.to_bytes(DIGEST_BYTES, "little")
+        batch.put(VIEW, META_APPLIED, pack((record.seq, record.time, hash_, digest, record.epoch)))
     store.write(batch)
     tables.settle(changes)
 
@@ -168,6 +174,11 @@ def elsewhere(view: View, keystore: Keys) -> str | None:
     return "this is a copy of a log that may still be written elsewhere: its source did not end with a record that names it"
 
 
+def new_home(view: View, keystore: Keys) -> bytes | None:
+    """The home that a key store gets whose log is taken over from elsewhere; None when the log is at home."""
+    return None if elsewhere(view, keystore) is None else os.urandom(crypto.ID_BYTES)
+
+
 def check_clock(clock: Clock, seq: int, time: int) -> None:
     """Refuse to write after record `seq` with a clock that disagrees with its time."""
     behind = time - clock.now()
@@ -183,29 +194,31 @@ def check_clock(clock: Clock, seq: int, time: int) -> None:
 
 def redo_shreds(view: View, log: EventLog, keystore: Keys, segments: Segments) -> None:
     """Carry out every shred that the key store has not confirmed: after a crash, or when an old key store came back."""
+    for seq, gone, heirs in _shreds_after(view, log, keystore.header.shred_seq):
+        keystore.destroy(shred_slots(view, gone))
+        segments.blind(gone, heirs)
+        keystore.update(shred_seq=seq)
+
+
+def _shreds_after(view: View, log: EventLog, seq: int) -> Iterator[tuple[int, list[bytes], dict[bytes, int]]]:
+    """Shreds after record `seq`: the offset, the cubes that went, and the forks that lost versions with them."""
     from .answers import shred_heirs, shredded_by
 
-    for seq in list(view.shreds_after(keystore.header.shred_seq)):
-        for _raw, record in records(log, seq):
+    for at in list(view.shreds_after(seq)):
+        for _raw, record in records(log, at):
             gone = shredded_by(view, record)
-            keystore.destroy(shred_slots(view, gone))
-            segments.blind(gone, shred_heirs(view, record, gone))
-            keystore.update(shred_seq=seq)
+            yield at, gone, shred_heirs(view, record, gone)
             break
 
 
 def blind_missed(view: View, log: EventLog, segments: Segments) -> None:
     """Blind the segments of this directory to what was shredded while no kernel ran on it."""
-    from .answers import shred_heirs, shredded_by
-
-    missed = list(view.shreds_after(segments.blinded_seq))
-    for seq in missed:
-        for _raw, record in records(log, seq):
-            gone = shredded_by(view, record)
-            segments.blind(gone, shred_heirs(view, record, gone))
-            break
-    if missed:
-        segments.blinded(missed[-1])
+    newest = segments.blinded_seq
+    for seq, gone, heirs in _shreds_after(view, log, newest):
+        segments.blind(gone, heirs)
+        newest = seq
+    # Once for all.
+    segments.blinded(newest)
 
 
 def destroy_unnamed(view: View, keystore: Keys, *, below: int | None = None, above: int = -1) -> None:
@@ -220,9 +233,11 @@ def destroy_unnamed(view: View, keystore: Keys, *, below: int | None = None, abo
         if below is None and epoch <= keystore.header.epoch - 1 and epoch != max(keystore.epochs):
             continue
         named = {int.from_bytes(key[9:], "big"): cube_id for key, cube_id in view.scan(b"k" + u64(epoch))}
-        dead = [slot for slot in keystore.live_slots(epoch) if slot.n not in named]
-        if below is not None:
-            dead += [slot for slot in keystore.live_slots(epoch) if slot.n in named and _is_shredded(view, named[slot.n])]
+        dead = [
+            slot
+            for slot in keystore.live_slots(epoch)
+            if slot.n not in named or (below is not None and _is_shredded(view, named[slot.n]))
+        ]
         if dead:
             keystore.destroy(dead)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -28,7 +27,7 @@ from . import answers, crypto
 from . import events as ev
 from .commit import Durable, Entry, shred_slots
 from .eventlog.base import Ended, Opened, OutOfReach, Renewed, SharedLog
-from .events import Record, Slot, pack
+from .events import Record, Slot
 from .recovery import (
     Head,
     Refused,
@@ -38,13 +37,15 @@ from .recovery import (
     destroy_unnamed,
     elsewhere,
     moved,
+    new_home,
     opening,
     recover,
     redo_shreds,
     signer_of,
+    write_applied,
 )
 from .reducer import apply
-from .state import DIGEST_BYTES, META_APPLIED, View
+from .state import View
 from .turn import Turn
 from .upcast import current
 
@@ -147,16 +148,7 @@ class Succession:
                 hash_ = crypto.record_hash(hash_, raw)
                 apply(kernel.tables, record)
                 found.append((record, hash_))
-        changes, payloads = kernel.tables.take()
-        batch.puts.extend((VIEW, key, value) for key, value in changes.items())
-        batch.puts.extend((PAYLOAD, key, value) for key, value in payloads)
-        if found:
-            last, _hash = found[-1]
-            digest = kernel.tables.digest
-            where = (last.seq, last.time, hash_, digest.to_bytes(DIGEST_BYTES, "little"), last.epoch)
-            batch.puts.append((VIEW, META_APPLIED, pack(where)))
-        kernel.store.write(batch)
-        kernel.tables.settle(changes)
+        write_applied(kernel.store, kernel.tables, batch, found[-1] if found else None)
         return found
 
     async def _follow_up(self, found: list[tuple[Record, bytes]]) -> None:
@@ -267,8 +259,7 @@ class Succession:
         redo_shreds(view, self.log, keystore, self._segments)
         destroy_unnamed(view, keystore, below=opened.epoch, above=kernel.vault.epoch - 1 if anew else -1)
         self._see_that_it_is_here()
-        home = None if elsewhere(view, keystore) is None else os.urandom(crypto.ID_BYTES)
-        keystore.update(epoch=opened.epoch, home_id=home)
+        keystore.update(epoch=opened.epoch, home_id=new_home(view, keystore))
         return head
 
     def _see_that_it_is_here(self) -> None:

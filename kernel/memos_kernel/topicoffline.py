@@ -27,14 +27,14 @@ from .chain import LogKeys
 from .eventlog import mirror
 from .eventlog.auditing import PublicCounting
 from .eventlog.base import Ended, OutOfReach
-from .eventlog.counting import Counting, decode
+from .eventlog.counting import Counting
 from .eventlog.link import BadLink, Link
 from .eventlog.mirror import Counted, MirrorLog, Origin
 from .eventlog.partition import NoTopic, Reader
 from .eventlog.payloadtopic import PayloadTopic
-from .eventlog.tail import message_of, owner_of
+from .eventlog.tail import first_claim, message_of, owner_of
 from .eventlog.writer import Address, Message
-from .events import Claim, Damaged, Frame, Slot, claim_signature_ok
+from .events import Claim, Damaged, Frame, Slot
 from .offline import Oddity, Offline
 from .state import Tables
 from .topickeys import ManyRoots, NoRoot, TopicKeys
@@ -192,25 +192,6 @@ def _by_signature(found: TopicOffline, public_key: bytes | None, progress: Progr
     keep(found, (Counted(*item) for item in counting.rest()))
     told()
     found.unproven = counting.unproven
-
-
-def first_claim(link: Link, public_key: bytes | None = None) -> Claim | None:
-    """The first claim in a topic that is signed by its own key, or by the one that is given."""
-    reader = Reader(link, link.topic, batch=BATCH_MESSAGES)
-    try:
-        for message in reader.to_end():
-            data = message.value() or b""
-            try:
-                claim = decode(data)
-            except Damaged:
-                continue
-            if not isinstance(claim, Claim) or public_key not in (None, claim.public_key):
-                continue
-            if claim_signature_ok(claim.public_key, data):
-                return claim
-        return None
-    finally:
-        reader.close()
 
 
 def _read_payloads(found: TopicOffline) -> None:

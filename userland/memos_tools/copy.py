@@ -42,7 +42,7 @@ from memos_syscalls import limits
 
 from . import offline
 from .copytarget import DirectoryTarget, Secrets, Target, TopicTarget, messages, put_keys
-from .offline import Keys
+from .offline import Keys, environment_kept
 from .output import BAD, GOOD, Output, Trouble
 from .render import Block, Line, Rows
 
@@ -163,17 +163,6 @@ def _copy(source: str, target: str, keys: Keys, out: Output, *, close: bool) -> 
 
 
 @contextlib.contextmanager
-def _key_kept() -> Generator[None]:
-    """Reading the master key takes it from the environment; here it is read for source and target."""
-    kept = os.environ.get(masterkey.VARIABLE)
-    try:
-        yield
-    finally:
-        if kept is not None:
-            os.environ[masterkey.VARIABLE] = kept
-
-
-@contextlib.contextmanager
 def _taken(source: str, keys: Keys) -> Generator[tuple[Config, moving.Parts]]:
     """The parts of a kernel on the source, with nobody else's hands on them."""
     with contextlib.ExitStack() as closing:
@@ -186,7 +175,7 @@ def _taken(source: str, keys: Keys) -> Generator[tuple[Config, moving.Parts]]:
                 raise Trouble(f"{path} holds no keys of its log: if it mirrors a topic, name that, kafka://HOST:PORT/TOPIC")
             config = Config(path, path / "unused.sock", embedder="none", master_key_file=keys.file, accept_clock=True)
             closing.enter_context(offline.locked(path))
-        with _key_kept():
+        with environment_kept():
             parts = closing.enter_context(moving.opened(config))
         yield config, parts
 
@@ -209,7 +198,7 @@ def _options() -> dict[str, str]:
 
 
 def _secrets(found: Source, source: str, keys: Keys) -> Secrets:
-    with _key_kept():
+    with environment_kept():
         master = masterkey.read(keys.file or Path(source) / "master.key")
     if master is None:
         raise Trouble(f"no master key for {source}: pass --key-file, or set {masterkey.VARIABLE}")

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -39,6 +39,7 @@ SECRET: Final = "4471-KITE"
 START_SECONDS_MAX: Final = 30.0
 INDEX_SECONDS_MAX: Final = 90.0
 BURST_WRITES: Final = 150
+WRITERS: Final = ("Maya", "Tomas", "Rosa", "Griet")
 """Acknowledged writes after which the kernel is killed; more are in flight."""
 READING_SECONDS: Final = 1.6
 
@@ -276,28 +277,35 @@ def erase(story: Story, kernel: Kernel) -> None:
     story.check(not found, f"grep {SECRET} finds it in no file: content is only ever written encrypted")
 
 
-def crash(story: Story, kernel: Kernel) -> Kernel:
-    story.step("Crash", "Kill the kernel with signal 9 while it writes. What it acknowledged must be there when it is back.")
+def burst(socket: str, writes: int, kill: Callable[[], object]) -> list[tuple[str, str]]:
+    """Have several clients write, and kill the kernel after so many writes; cubes and texts of what it acknowledged."""
     acknowledged: list[tuple[str, str]] = []
     enough = threading.Event()
 
-    def burst(name: str) -> None:
-        with contextlib.suppress(MemError), Kernel.connect(story.socket) as writer:
+    def write(name: str) -> None:
+        with contextlib.suppress(MemError), Kernel.connect(socket) as writer:
             for number in itertools.count(1):
                 text = f"{name} writes line {number}"
                 acknowledged.append((writer.mem_alloc("maya/burst", text).cube_id, text))
-                if len(acknowledged) >= BURST_WRITES:
+                if len(acknowledged) >= writes:
                     enough.set()
 
-    writers = [threading.Thread(target=burst, args=(name,)) for name in ("Maya", "Tomas", "Rosa", "Griet")]
+    writers = [threading.Thread(target=write, args=(name,)) for name in WRITERS]
     for writer in writers:
         writer.start()
     enough.wait(START_SECONDS_MAX)
-    story.end(signal.SIGKILL)
+    kill()
     for writer in writers:
         writer.join()
+    return acknowledged
+
+
+def crash(story: Story, kernel: Kernel) -> Kernel:
+    story.step("Crash", "Kill the kernel with signal 9 while it writes. What it acknowledged must be there when it is back.")
+    acknowledged = burst(story.socket, BURST_WRITES, lambda: story.end(signal.SIGKILL))
     kernel.close()
-    story.check(enough.is_set(), f"killed while {len(writers)} clients wrote, {len(acknowledged)} writes acknowledged")
+    enough = len(acknowledged) >= BURST_WRITES
+    story.check(enough, f"killed while {len(WRITERS)} clients wrote, {len(acknowledged)} writes acknowledged")
     again, seconds = story.boot()
     story.show(f"back after {seconds:.2f} s, epoch {again.sys_info().epoch}")
     lost = [text for cube_id, text in acknowledged if again.mem_read(cube_id).content != text]

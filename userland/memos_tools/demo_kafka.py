@@ -51,7 +51,7 @@ from memos_kernel.eventlog.link import SCHEME, BadLink, Link
 from memos_kernel.events import Damaged, Frame
 from memos_syscalls.errors import MemError, MemReadOnly, MemShredded, MemUnreachable
 
-from .demo import START_SECONDS_MAX, DoesNotHold, Story, text_of, traces
+from .demo import START_SECONDS_MAX, DoesNotHold, Story, burst, text_of, traces
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -315,29 +315,11 @@ def lose(story: KafkaStory, machine: Machine) -> tuple[int, str]:
     """The offset and digest that the lost kernel showed last."""
     info = machine.kernel.sys_info()
     story.step("Lose the machine", "kill -9 while four clients write; then its directory is removed. No backup was made.")
-    enough = threading.Event()
-    acknowledged: list[tuple[str, str]] = []
-
-    def burst(name: str) -> None:
-        with contextlib.suppress(MemError), Kernel.connect(machine.socket) as writer:
-            number = 0
-            while True:
-                number += 1
-                text = f"{name} writes line {number}"
-                acknowledged.append((writer.mem_alloc("maya/burst", text).cube_id, text))
-                if len(acknowledged) >= BURST_WRITES:
-                    enough.set()
-
-    writers = [threading.Thread(target=burst, args=(name,)) for name in ("Maya", "Tomas", "Rosa", "Griet")]
-    for writer in writers:
-        writer.start()
-    enough.wait(START_SECONDS_MAX)
-    story.stop(machine, signal.SIGKILL)
-    for writer in writers:
-        writer.join()
+    acknowledged = burst(machine.socket, BURST_WRITES, lambda: story.stop(machine, signal.SIGKILL))
     shutil.rmtree(machine.directory)
     story.texts |= dict(acknowledged)
-    story.check(enough.is_set() and not machine.directory.exists(), f"it is gone, {len(acknowledged)} writes after it began")
+    enough = len(acknowledged) >= BURST_WRITES
+    story.check(enough and not machine.directory.exists(), f"it is gone, {len(acknowledged)} writes after it began")
     return info.head_offset, info.state_digest
 
 

@@ -79,7 +79,7 @@ def check_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _environment_kept() -> Generator[None]:
+def environment_kept() -> Generator[None]:
     """Reading the master key takes it from the environment; a command may open more than one directory."""
     kept = os.environ.get(masterkey.VARIABLE)
     try:
@@ -118,7 +118,7 @@ def opened(
 
 def _open(source: str, keys: Keys, out: Output | None, need_key: bool, log_only: bool) -> Offline:
     source = place_of(source)
-    with _environment_kept():
+    with environment_kept():
         if source.startswith(SCHEME):
             return _open_topic(source, keys, out, need_key)
         return _open_directory(Path(source), Keys(none=True) if log_only else keys, need_key)
@@ -251,7 +251,7 @@ def taken(path: Path, keys: Keys) -> Generator[Taken]:
         log_keys, slots, segments = None, None, None
         if not keys.none:
             try:
-                with _environment_kept():
+                with environment_kept():
                     master = masterkey.read(keys.file or path / "master.key")
                 if master is not None:
                     slots = KeyStore(path / "keys", master)
@@ -272,7 +272,7 @@ def taken(path: Path, keys: Keys) -> Generator[Taken]:
 def master_key(path: Path, keys: Keys) -> bytes:
     """The master key of a directory."""
     try:
-        with _environment_kept():
+        with environment_kept():
             master = masterkey.read(keys.file or path / "master.key")
     except (masterkey.NoKey, OSError) as error:
         raise Trouble(str(error)) from error

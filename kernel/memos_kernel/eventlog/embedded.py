@@ -49,21 +49,10 @@ class StoredFrames:
         return None
 
 
-class EmbeddedLog(StoredFrames):
-    """Frames in a store. The store's owner holds the single-writer lock."""
+class StoredPieces:
+    """Pieces of payloads in a store."""
 
-    kind = "embedded"
-
-    def begin(self, append: Append) -> None:
-        batch = append.batch
-        if append.claim is not None:
-            batch.put(LOG, b"c" + u64(append.claim[0]), append.claim[1])
-        batch.put(LOG, b"f" + u64(append.first_seq), append.frame)
-        batch.put(LOG, b"t" + u64(append.first_time), u64(append.first_seq))
-        self._store.write(batch)
-
-    def finish(self, append: Append) -> None:
-        self._store.sync()
+    _store: Store
 
     def put_piece(self, key: bytes, piece: bytes) -> None:
         batch = Batch()
@@ -78,6 +67,10 @@ class EmbeddedLog(StoredFrames):
         batch.puts = [(PAYLOAD, key, None) for key in keys]
         self._store.write(batch)
 
+
+class OwnStore(StoredPieces):
+    """What a log says whose store no other kernel can reach."""
+
     def fresh(self, within: float = 0) -> bool:
         """The directory's lock sees to that."""
         return True
@@ -85,6 +78,23 @@ class EmbeddedLog(StoredFrames):
     @property
     def away(self) -> bool:
         return False
+
+
+class EmbeddedLog(OwnStore, StoredFrames):
+    """Frames in a store. The store's owner holds the single-writer lock."""
+
+    kind = "embedded"
+
+    def begin(self, append: Append) -> None:
+        batch = append.batch
+        if append.claim is not None:
+            batch.put(LOG, b"c" + u64(append.claim[0]), append.claim[1])
+        batch.put(LOG, b"f" + u64(append.first_seq), append.frame)
+        batch.put(LOG, b"t" + u64(append.first_time), u64(append.first_seq))
+        self._store.write(batch)
+
+    def finish(self, append: Append) -> None:
+        self._store.sync()
 
     def describe(self) -> dict[str, object]:
         return {**self._store.describe(), "kind": self.kind}

@@ -30,7 +30,7 @@ from ..events import Frame
 from . import mirror, topics
 from .base import Append, Ended, Opened, OutOfReach, Renewed, Sign
 from .counting import Counting
-from .embedded import StoredFrames
+from .embedded import StoredFrames, StoredPieces
 from .link import Link
 from .mirror import Origin
 from .partition import NoTopic, Reader
@@ -56,7 +56,7 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class KafkaLog(StoredFrames):
+class KafkaLog(StoredPieces, StoredFrames):
     """The writer's, or a standby's, end of a topic. `close` it."""
 
     kind = "kafka"
@@ -112,11 +112,6 @@ class KafkaLog(StoredFrames):
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    @property
-    def standing(self) -> tuple[int, bytes]:
-        """Offset and hash of the newest record that counted, kept or not."""
-        return self.tail.standing
-
     def catch_up(self) -> None:
         """Read the topic to its end into the mirror, and the payloads. Raises `Ended` or `OutOfReach`. With a tail of its own
         the log is there already."""
@@ -149,9 +144,7 @@ class KafkaLog(StoredFrames):
 
     def drop_pieces(self, keys: list[bytes]) -> None:
         self.payloads.tombstone(keys)
-        batch = Batch()
-        batch.puts = [(PAYLOAD, key, None) for key in keys]
-        self._store.write(batch)
+        super().drop_pieces(keys)
 
     def compare(self) -> list[tuple[int, str]]:
         """Read the topic again from its beginning, and compare it with the mirror up to what was kept when this began: offset
@@ -180,6 +173,7 @@ class KafkaLog(StoredFrames):
         if not found and counting.at.seq < end:
             found.append((counting.at.seq + 1, f"the topic ends at offset {counting.at.seq}, the mirror at {end}"))
         return found
+
     # -- claiming ----------------------------------------------------------------------------------------------------
 
     def open_epoch(self, above: int, sign: Sign) -> Opened:
@@ -302,7 +296,6 @@ class KafkaLog(StoredFrames):
                 if self.now() - self._begun > FRESH_SECONDS:
                     # Should the topic have lost its tail just before our frame, something later shows it.
                     self.ask()
-                    self._give_up_unseen()
                 with self._changed:
                     if not (writer.acknowledged or writer.lost or writer.phase in (*ENDED, "doubt")):
                         self._changed.wait(CALM_SECONDS)
@@ -369,9 +362,7 @@ class KafkaLog(StoredFrames):
 
     def put_piece(self, key: bytes, piece: bytes) -> None:
         self.payloads.put([(key, piece)])
-        batch = Batch()
-        batch.put(PAYLOAD, key, piece)
-        self._store.write(batch)
+        super().put_piece(key, piece)
 
     def sync_pieces(self) -> None:
         self.payloads.wait()
@@ -381,14 +372,10 @@ class KafkaLog(StoredFrames):
         """Whether we know that nobody had replaced us `within` seconds ago."""
         return self._writer.sure and self.now() - self._writer.fresh_at <= within
 
-    def _give_up_unseen(self) -> None:
-        with self._changed:
-            self._writer.give_up_unseen(self.now() - UNSEEN_SECONDS)
-
     def ask(self) -> None:
         """Find out whether we still are the writer; `on_fresh` tells."""
-        self._give_up_unseen()
         with self._changed:
+            self._writer.give_up_unseen(self.now() - UNSEEN_SECONDS)
             ping = self._writer.ping(self.now())
             if ping is not None:
                 self._produce(ping)

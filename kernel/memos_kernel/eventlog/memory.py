@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from memos_drivers.stores.base import PAYLOAD, Batch, Store
+from memos_drivers.stores.base import Store
 
 from .base import Append, last_at_or_before
+from .embedded import OwnStore
 
 LOSE: Final = "lose"
 DOUBT: Final = "doubt"
 
 
-class MemoryLog:
+class MemoryLog(OwnStore):
     """Frames in a list; view changes go to the store once the frame is kept."""
 
     kind = "memory"
@@ -57,26 +58,6 @@ class MemoryLog:
         self._frames.append(append.frame)
         if fault == DOUBT:
             raise OSError("injected: the acknowledgement was lost")
-
-    def put_piece(self, key: bytes, piece: bytes) -> None:
-        batch = Batch()
-        batch.put(PAYLOAD, key, piece)
-        self._store.write(batch)
-
-    def sync_pieces(self) -> None:
-        self._store.sync()
-
-    def drop_pieces(self, keys: list[bytes]) -> None:
-        batch = Batch()
-        batch.puts = [(PAYLOAD, key, None) for key in keys]
-        self._store.write(batch)
-
-    def fresh(self, within: float = 0) -> bool:
-        return True
-
-    @property
-    def away(self) -> bool:
-        return False
 
     def seq_at(self, time: int) -> int | None:
         at = bisect.bisect_right(self._times, time) - 1

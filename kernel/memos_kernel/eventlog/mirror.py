@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from memos_drivers.stores.base import LOG, Batch, Reader
 
 from .. import crypto
-from ..events import Claim, Frame, decode_record, pack, unpack
+from ..events import Claim, Frame, decode_claim, decode_record, pack, unpack
 from ..state import u64
 from .counting import KNOWN_HEADS_MAX, Standing
 from .embedded import EmbeddedLog
@@ -101,10 +101,10 @@ def standing(reader: Reader) -> Standing:
     """Where counting goes on: as it was after the newest message kept."""
     at = Standing(heads=deque(maxlen=KNOWN_HEADS_MAX))
     begun, begun_hash = -1, crypto.ZERO_HASH
-    for key, _data in reader.scan(b"c"):
-        at.epoch = int.from_bytes(key[1:], "big")
-        at.claim_ids.add(unpack(_data)[3])
-        at.claim_id = unpack(_data)[3]
+    for key, data in reader.scan(b"c"):
+        claim = decode_claim(data)
+        at.epoch, at.claim_id = claim.epoch, claim.claim_id
+        at.claim_ids.add(claim.claim_id)
         _offset, _leader, begun, begun_hash = unpack(reader.get(b"b" + key[1:]) or pack((0, -1, -1, crypto.ZERO_HASH)))
     ends: list[bytes] = []
     for _key, where in reader.scan(b"a", reverse=True):
@@ -120,9 +120,3 @@ def standing(reader: Reader) -> Standing:
         at.heads.clear()
         at.heads.append(crypto.ZERO_HASH)
     return at
-
-
-def frame_address(reader: Reader, first_seq: int) -> int | None:
-    """Where in the topic the frame stands that begins with record `first_seq`."""
-    data = reader.get(b"a" + u64(first_seq))
-    return None if data is None else int(unpack(data)[0])

@@ -95,17 +95,10 @@ class Tail:
         self._thread: threading.Thread | None = None
         self._complaint = ""
 
-
     @property
     def runs(self) -> bool:
         """Whether a thread of its own reads."""
         return self._thread is not None
-
-    @property
-    def standing(self) -> tuple[int, bytes]:
-        """Offset and hash of the newest record that counted, kept or not."""
-        at = self.writer.counting.at
-        return at.seq, at.hash
 
     @property
     def position(self) -> int:
@@ -380,21 +373,29 @@ class Tail:
                 consumer.close()
 
 
-def owner_of(link: Link) -> bytes | None:
-    """The log that a records topic belongs to: that of its first claim. None for a topic that nobody claimed."""
+def first_claim(link: Link, public_key: bytes | None = None) -> Claim | None:
+    """The first claim in a topic that is signed by its own key, or by the one that is given."""
     reader = Reader(link, link.topic, batch=BATCH_MESSAGES)
     try:
         for message in reader.to_end():
             data = message.value() or b""
             try:
-                found = decode(data)
+                claim = decode(data)
             except Damaged:
                 continue
-            if isinstance(found, Claim) and claim_signature_ok(found.public_key, data):
-                return found.log_id
+            if not isinstance(claim, Claim) or public_key not in (None, claim.public_key):
+                continue
+            if claim_signature_ok(claim.public_key, data):
+                return claim
         return None
     finally:
         reader.close()
+
+
+def owner_of(link: Link) -> bytes | None:
+    """The log that a records topic belongs to: that of its first claim. None for a topic that nobody claimed."""
+    claim = first_claim(link)
+    return None if claim is None else claim.log_id
 
 
 def message_of(message: KafkaMessage) -> Message:
