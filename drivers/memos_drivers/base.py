@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .plaintext.fuse_text import FusedText, Source
 from .plaintext.index import PlaintextIndex
@@ -14,9 +14,15 @@ class Driver:
     """One form. A deterministic strategy can be run again from the recipe, with the same bytes as result."""
 
     form: str
-    strategies: Mapping[str, Callable[[Sequence[Source]], FusedText]]
-    deterministic: frozenset[str]
-    index: Callable[[], PlaintextIndex]
+    strategies: Mapping[str, Callable[[Sequence[Source]], FusedText]] = field(default_factory=dict)
+    """Fusions that need no model."""
+    deterministic: frozenset[str] = frozenset()
+    index: Callable[[], PlaintextIndex] | None = None
+    captures: Mapping[str, str] = field(default_factory=dict)
+    """Form that a cube of this form can be made from → operation of the driver host that does it."""
+    fuses: Mapping[str, str] = field(default_factory=dict)
+    """Fusion strategy that needs a model → operation of the driver host."""
 
     def __post_init__(self) -> None:
         assert self.deterministic <= self.strategies.keys(), "only strategies of the form can be deterministic"
+        assert not self.strategies.keys() & self.fuses.keys(), "a strategy needs a model or it does not"

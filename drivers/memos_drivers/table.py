@@ -10,4 +10,5 @@ from .plaintext.index import PlaintextIndex
 
 TABLE: Final[dict[str, Driver]] = {
     "plaintext": Driver("plaintext", STRATEGIES, frozenset(STRATEGIES), PlaintextIndex),
+    "activation": Driver("activation", captures={"plaintext": "capture"}, fuses={"kv": "fuse"}),
 }

@@ -80,10 +80,12 @@ def answer(
     if call == "mem_shred":
         return _shred(view, record, record_hash, keys, erasure)
     reply: dict[str, Any] = {"cube_id": text_id(event.fields[0]), "version": 1, "offset": record.seq}
-    if event.name in (ev.WRITTEN, ev.STATE_CHANGED, ev.UNMERGED):
+    if event.name in (ev.WRITTEN, ev.STATE_CHANGED, ev.PINNED, ev.UNMERGED):
         reply["version"] = event.fields[1]
     if event.name == ev.STATE_CHANGED:
         reply["state"] = event.fields[2]
+    if event.name == ev.PINNED and (cube := view.cube(event.fields[0])) is not None:
+        reply["state"] = view.state_at(cube, record.seq)
     if call == "mem_fuse":
         merged = record.events[1].fields[1]
         reply["sources"] = [{"cube_id": text_id(source), "version": version} for source, version in merged]
@@ -152,7 +154,7 @@ def names_target(record: Record, args: dict[str, Any]) -> bool:
             if ttl_s is not None and event.fields[2] != record.time + ttl_s * SECOND:
                 return False
             return bool(event.fields[0] == raw_id(args["cube_id"]) and event.fields[6] == args.get("to_version"))
-        case ev.STATE_CHANGED | ev.UNMERGED:
+        case ev.STATE_CHANGED | ev.PINNED | ev.UNMERGED:
             return bool(event.fields[0] == raw_id(args["cube_id"]))
         case _:
             # Forks and shreds carry the hash of their arguments in public.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from memos_drivers.embed.client import EmbedClient
+from memos_drivers.host.client import Host
 from memos_drivers.plaintext.fuse_text import Source
 from memos_drivers.stores.base import PAYLOAD, VIEW, Store
 from memos_drivers.stores.rocks import RocksStore
@@ -35,6 +36,7 @@ from .effects import Effects
 from .eventlog.base import Ended, EventLog, OutOfReach, SharedLog
 from .eventlog.embedded import EmbeddedLog
 from .events import Damaged
+from .hosttier import HostTier, budget_default
 from .keystore import Keys, KeyStore, Unusable, WrongKey, lock_directory, sync_directory
 from .recovery import Refused as Refused
 from .recovery import (
@@ -201,6 +203,16 @@ def embedder(config: Config) -> EmbedClient | None:
     )
 
 
+def driver_host(config: Config) -> Host | None:
+    """The process that will run models; it starts with the first call that needs it."""
+    if not config.model:
+        return None
+    return Host({
+        "models": list(config.model), "cache": str(config.model_cache_path), "device": config.device, "dtype": config.dtype,
+        "threads": config.host_threads, "device_tier_mb": config.device_tier_mb, "idle": config.device != "cuda",
+    })  # fmt: skip
+
+
 async def assemble(
     config: Config, *, store: Store, log: EventLog, keystore: Keys, segment_keys: KeyStore, clock: Clock,
     on_fatal: Callable[[str], None], embed: EmbedClient | None,
@@ -250,9 +262,11 @@ async def assemble(
         clock=clock, store=store, log=log, keys=keys, vault=vault, chain=chain_at(keys, head, epoch, claim_id),
         digest=head.digest, decisions=decisions(strategies()), effects=effects,
         read_only=config.read_only or shared is not None, on_fatal=on_fatal,
-        snapshots=Snapshots(store, config.data_dir / "snapshots"),
+        snapshots=Snapshots(store, config.data_dir / "snapshots"), host=driver_host(config), models=config.model,
     )  # fmt: skip
     kernel.closed = closed
+    budget = budget_default() if config.host_tier_mb is None else config.host_tier_mb * limits.MIB
+    kernel.hosttier = HostTier(vault, lambda: kernel.view, budget)
     system.register(kernel)
     if shared is not None:
         await _succeed(config, kernel, shared, segments)

@@ -33,12 +33,15 @@ from .decide import Decision
 from .effects import Effects
 from .eventlog.base import Append, Ended, EventLog, OutOfReach, Renewed
 from .events import Checkpoint, Record, Slot, pack
+from .hosttier import HostTier
+from .mapping import Maps
 from .reducer import apply
 from .state import DIGEST_BYTES, META_APPLIED, Tables, View, shown
 from .turn import Turn
 from .vault import Vault
 
 if TYPE_CHECKING:
+    from .runtime import Runtime
     from .succession import Succession
 
 log_ = logging.getLogger("memos.kernel")
@@ -83,6 +86,9 @@ class Commits:
         self.vault = vault
         self.chain = chain
         self.effects = effects
+        self.hosttier: HostTier
+        """Payloads in memory; set by who assembles the kernel."""
+        self.maps = Maps()
         self.on_fatal = on_fatal
         self.tables = Tables(store.live(VIEW), digest)
         self._live_view = View(store.live(VIEW))
@@ -113,6 +119,8 @@ class Commits:
         """Hold replies back, so that those to one connection leave in one send; `uncork` lets them go."""
         self.uncork: Callable[[], None] = lambda: None
         self.tasks: set[asyncio.Task[None]] = set()
+        self.runtime: Runtime
+        """What runs models; given by who assembles the kernel."""
         self.loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
         self._under_way: list[Entry] = []
@@ -374,6 +382,7 @@ class Commits:
             elif turn is not None:
                 turn.answer(answers.answer(self.view, record, entry.sealed.hash, self.keys))
             self.effects.committed(record, entry.decision)
+            self.hosttier.committed(record)
         if checkpoint is not None:
             newest = checkpoint
             self.in_thread(lambda: self.vault.keystore.update(checkpoint=newest), self._key_store_written)
@@ -404,10 +413,12 @@ class Commits:
         found: list[tuple[list[bytes], list[Slot], dict[bytes, int]]] = []
         reply: list[dict[str, Any]] = []
         blind: list[Callable[[], None]] = []
+        payloads: list[list[bytes]] = []
 
         def find() -> None:
             gone = answers.shredded_by(view, record)
             found.append((gone, shred_slots(view, gone), answers.shred_heirs(view, record, gone)))
+            payloads.append(tensor_payloads(view, gone))
 
         def forget(error: BaseException | None) -> None:
             if error is not None:
@@ -415,8 +426,24 @@ class Commits:
                 return
             gone, slots, heirs = found[0]
             self.vault.forget(set(gone), set(slots))
+            self.hosttier.forget(slots)
+            self.maps.erased(record.seq, slots)
+            self.runtime.erased(set(gone), payloads[0])
             blind.append(self.effects.shredded(gone, heirs, None if self.succession is None else record.seq))
-            self.in_thread(destroy, done)
+            if payloads[0]:
+                self.spawn(drop_then_destroy())
+            else:
+                self.in_thread(destroy, done)
+
+        async def drop_then_destroy() -> None:
+            """Whatever a device holds of it goes first, then the keys."""
+            try:
+                await self.runtime.drop(payloads[0], erased=True)
+            except Exception as error:
+                # The host ends with this process, and what it holds with it; the next start erases.
+                self.fatal("a shred could not be carried out on the device", error)
+            else:
+                self.in_thread(destroy, done)
 
         def destroy() -> None:
             self.vault.destroy(found[0][1])
@@ -430,6 +457,7 @@ class Commits:
                 self.fatal("destroying keys failed", error)
                 return
             if entry.turn is not None:
+                reply[0]["report"]["maps"] = self.maps.of_shred(record.seq)
                 entry.turn.answer(reply[0])
             for waiting in self.carrying.pop(record.seq):
                 waiting()
@@ -558,6 +586,18 @@ def shred_slots(view: View, cube_ids: list[bytes]) -> list[Slot]:
     """The keys that die with these cubes."""
     cubes = [view.cube(cube_id) for cube_id in cube_ids]
     return [cube.slot for cube in cubes if cube is not None and cube.slot is not None]
+
+
+def tensor_payloads(view: View, cube_ids: list[bytes]) -> list[bytes]:
+    """Payload ids of every version of those cubes that hold tensors: what tiers know them by."""
+    found: list[bytes] = []
+    for cube_id in cube_ids:
+        cube = view.cube(cube_id)
+        if cube is None or cube.form == "plaintext":
+            continue
+        rows = (view.version(cube, number) for number in range(1, cube.version + 1))
+        found += [row[0].payload_id for row in rows if row is not None]
+    return found
 
 
 def damaged(error: BaseException) -> MemError:

@@ -22,6 +22,8 @@ from memos_syscalls import limits
 from .eventlog.link import FORM, SCHEME, BadLink, Link
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class BadConfig(Exception):
@@ -37,6 +39,16 @@ class Config:
     """`minilm`, `none`, or the base URL of an OpenAI-compatible embedding endpoint."""
     embedder_model: str = ""
     embedder_key_env: str = "MEMOS_EMBEDDER_KEY"
+    model: tuple[str, ...] = ("smollm2",)
+    """Language models, the first one the default: `smollm2`, a directory, a .gguf file, a Hugging Face id; empty for none."""
+    model_cache: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    host_threads: int = 0
+    """Threads of the driver host on a CPU; 0 for as many as torch takes."""
+    device_tier_mb: int = 1024
+    host_tier_mb: int | None = None
+    """Memory for decrypted payloads; None for a quarter of the machine's, at most 8 GiB."""
     group: str | None = None
     master_key_file: Path | None = None
     disk_reserve_mb: int = limits.DISK_RESERVE_BYTES_DEFAULT // limits.MIB
@@ -56,6 +68,12 @@ class Config:
     def link(self) -> Link | None:
         """Where the log's topics are; None for the embedded log."""
         return Link.parse(self.log, self.kafka) if self.log.startswith(SCHEME) else None
+
+    @property
+    def model_cache_path(self) -> Path:
+        """Where converted models lie, with their fingerprints."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return self.model_cache or cache / "memos" / "models"
 
     @property
     def key_path(self) -> Path:
@@ -83,6 +101,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--embedder", help="minilm (default), none, or the base URL of an OpenAI-compatible endpoint")
     p.add_argument("--embedder-model", help="model name for an embedding endpoint")
     p.add_argument("--embedder-key-env", help="environment variable that holds the endpoint's key")
+    p.add_argument("--model", action="append", metavar="NAME_OR_PATH",
+                   help="language model: smollm2 (default), a directory, a .gguf file, an id in the Hugging Face cache; may be "
+                   "repeated; none for none")  # fmt: skip
+    p.add_argument("--model-cache", type=Path, help="where converted models lie (default: ~/.cache/memos/models)")
+    p.add_argument("--device", choices=DEVICES, help="where models run: auto (default), cpu or cuda")
+    p.add_argument("--dtype", choices=DTYPES, help="what models compute in: auto (default) is float32 on a CPU, else bfloat16")
+    p.add_argument("--host-threads", type=int, help="threads of the driver host (default: as many as torch takes)")
+    p.add_argument("--device-tier-mb", type=int, help="KV caches kept on the device (default: 1024)")
+    p.add_argument("--host-tier-mb", type=int, help="payloads kept in memory (default: a quarter of it, at most 8192)")
     p.add_argument("--group", help="open the socket to this group (mode 0660) instead of its owner alone")
     p.add_argument("--master-key-file", type=Path, help="where the master key lies (default: DATA_DIR/master.key)")
     p.add_argument("--disk-reserve-mb", type=int, help="free space below which writes are refused (default: 256)")
@@ -97,7 +124,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-_PATHS = ("data_dir", "socket", "master_key_file", "kafka_config")
+_PATHS = ("data_dir", "socket", "master_key_file", "kafka_config", "model_cache")
+_NUMBERS = {"disk_reserve_mb": "MiB", "device_tier_mb": "MiB", "host_tier_mb": "MiB", "host_threads": "threads"}
 _FLAGS = ("read_only", "accept_clock", "rebuild_indexes", "standby", "no_create_topics", "reads_when_isolated", "take_over")
 _SECRET = re.compile(r"password|passphrase|secret|credential|key\.pem$|oauthbearer\.config$|jaas", re.IGNORECASE)
 _EXTRA = "--log kafka:// needs the Kafka client: pip install 'memos-kernel[kafka]'"
@@ -221,8 +249,10 @@ def _with_log(config: Config, kafka: dict[str, str]) -> Config:
 
 
 def _checked(values: dict[str, object]) -> Config:
+    if "model" in values:
+        values["model"] = _models(values["model"])
     for name, value in values.items():
-        wanted = (bool, str) if name in _FLAGS else (int, str) if name == "disk_reserve_mb" else (str, Path)
+        wanted: tuple[type, ...] = (bool, str) if name in _FLAGS else (int, str) if name in _NUMBERS else (str, Path, tuple)
         if not isinstance(value, wanted) or (isinstance(value, bool) and name not in _FLAGS):
             raise BadConfig(f"{name} cannot be {value!r}")
     if values.get("log_level", "info") not in LOG_LEVELS:
@@ -238,11 +268,15 @@ def _checked(values: dict[str, object]) -> Config:
     if "data_dir" not in values:
         raise BadConfig("no data directory: pass --data-dir DIR, or set MEMOS_DATA_DIR")
     values.setdefault("socket", default_socket())
-    if "disk_reserve_mb" in values:
-        try:
-            values["disk_reserve_mb"] = int(str(values["disk_reserve_mb"]))
-        except ValueError as error:
-            raise BadConfig("disk_reserve_mb is a number of MiB") from error
+    for name, unit in _NUMBERS.items():
+        if name in values:
+            try:
+                values[name] = int(str(values[name]))
+            except ValueError as error:
+                raise BadConfig(f"{name} is a number of {unit}") from error
+    for name, known in (("device", DEVICES), ("dtype", DTYPES)):
+        if values.get(name, "auto") not in known:
+            raise BadConfig(f"{name} is one of {', '.join(known)}, not {values[name]!r}")
     config = Config(**values)  # type: ignore[arg-type]
     if config.embedder not in ("minilm", "none") and not config.embedder.startswith(("http://", "https://")):
         raise BadConfig(f"embedder {config.embedder!r} is neither minilm, none nor a URL")
@@ -250,6 +284,20 @@ def _checked(values: dict[str, object]) -> Config:
         raise BadConfig(
             f"the socket path {config.socket} is longer than the 107 bytes that Unix sockets allow; choose a shorter one"
         )
-    if config.disk_reserve_mb < 0:
-        raise BadConfig("disk_reserve_mb is a number of MiB, zero or more")
+    for name, unit in _NUMBERS.items():
+        if (getattr(config, name) or 0) < 0:
+            raise BadConfig(f"{name} is a number of {unit}, zero or more")
     return config
+
+
+def _models(given: object) -> tuple[str, ...]:
+    """Names of models: a list, or one text with commas."""
+    names = given.split(",") if isinstance(given, str) else given
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise BadConfig("model is the name or path of a language model, or a list of them")
+    found = tuple(dict.fromkeys(str(name).strip() for name in names))
+    if "none" in found:
+        if len(found) > 1:
+            raise BadConfig('model "none" stands alone')
+        return ()
+    return found

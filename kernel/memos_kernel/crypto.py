@@ -102,6 +102,25 @@ def open_chunks(key: bytes, log_id: bytes, payload_id: bytes, chunks: list[bytes
         raise Undecryptable("wrong key, or damaged ciphertext") from error
 
 
+def open_pieces(key: bytes, log_id: bytes, payload_id: bytes, size: int, pieces: Iterable[bytes]) -> Iterator[memoryview]:
+    """The plaintext of a payload of `size` bytes, piece by piece, each in the buffer that the next one overwrites; raises
+    `Undecryptable`. Ids, places and the end of the payload are what was sealed, or a tag does not fit."""
+    aad = aad_of(log_id, payload_id)
+    chunked = is_chunked(size)
+    cipher = AESGCM(subkey(key, b"memos payload", payload_id) if chunked else key)
+    step = limits.PAYLOAD_CHUNK_BYTES
+    buffer = memoryview(bytearray(min(size, step)))
+    last = max(0, -(-size // step) - 1)
+    for index, piece in enumerate(pieces):
+        nonce = _chunk_nonce(index, index == last) if chunked else piece[:NONCE_BYTES]
+        plain = buffer[: size - index * step if index == last else step]
+        try:
+            cipher.decrypt_into(nonce, piece if chunked else memoryview(piece)[NONCE_BYTES:], aad, plain)
+        except (InvalidTag, ValueError) as error:
+            raise Undecryptable("wrong key, or damaged ciphertext") from error
+        yield plain
+
+
 def is_chunked(plain_bytes: int) -> bool:
     return plain_bytes > limits.PAYLOAD_CHUNK_BYTES
 

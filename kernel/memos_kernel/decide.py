@@ -59,7 +59,9 @@ class Call(NamedTuple):
     opener: Opener
     args_hash: bytes
     contents: list[bytes]
-    """Contents that travelled with the call: one, or one per item."""
+    """Contents that travelled with the call: one, or one per item; or the one that a job made."""
+    product: Any = None
+    """What a job made for the call, but for its content; see decide_migrate."""
 
 
 class NewPayload(NamedTuple):
@@ -121,11 +123,11 @@ def encoding_of(request: Any) -> str:
 
 def new_cube(
     call: Call, namespace: str, content: bytes, private: Private, *, expires_at: int | None = None,
-    lineage: list[tuple[bytes, int, int]] | None = None,
+    lineage: list[tuple[bytes, int, int]] | None = None, form: str = "plaintext",
 ) -> tuple[bytes, Draft]:  # fmt: skip
     """`(cube_id, draft)` of a cube to be made."""
     cube_id, slot = call.fresh.cube_id(), call.fresh.slot()
-    fields = [cube_id, namespace, "plaintext", expires_at, NewPayload(content, slot), slot, lineage or []]
+    fields = [cube_id, namespace, form, expires_at, NewPayload(content, slot), slot, lineage or []]
     return cube_id, Draft(ev.ALLOCATED, fields, private, slot)
 
 
@@ -155,12 +157,12 @@ def decide_alloc_many(tables: Tables, call: Call) -> Decision:
     )
 
 
-def live_cube(access: Access, text: str, now: int) -> Cube:
+def live_cube(access: Access, text: str, now: int, action: str = "use") -> Cube:
     """A cube that the caller may use as a source now: neither expired nor shredded."""
     cube = access.cube(text)
     state = lifecycle.effective(cube.state, cube.expires_at, now)
     if state in (lifecycle.EXPIRED, lifecycle.SHREDDED):
-        raise lifecycle.refusal(text, state, "use")
+        raise lifecycle.refusal(text, state, action)
     return cube
 
 
@@ -264,6 +266,20 @@ def decide_state(action: str) -> Callable[[Tables, Call], Decision]:
     return decide
 
 
+def decide_pin(pinned: bool) -> Callable[[Tables, Call], Decision]:
+    """A pin is about where a payload is, not about the memory: a frozen cube may have one."""
+
+    def decide(tables: Tables, call: Call) -> Decision:
+        request = call.request
+        cube = live_cube(Access(tables, call.caller), request.cube_id, call.now, "pin" if pinned else "unpin")
+        if request.expect_version is not None and request.expect_version != cube.version:
+            raise MemConflict(f"cube {request.cube_id} is at version {cube.version}, not {request.expect_version}")
+        private, slot = _note_part(call, cube)
+        return Decision([Draft(ev.PINNED, [cube.cube_id, cube.version, pinned, slot], private, slot)])
+
+    return decide
+
+
 def decide_unfuse(tables: Tables, call: Call) -> Decision:
     access = Access(tables, call.caller)
     cube = access.cube(call.request.cube_id)
@@ -308,6 +324,8 @@ DECISIONS: Final[dict[type[m.Request], Callable[[Tables, Call], Decision]]] = {
     m.MemThaw: decide_state("thaw"),
     m.MemArchive: decide_state("archive"),
     m.MemRestore: decide_state("restore"),
+    m.MemPin: decide_pin(True),
+    m.MemUnpin: decide_pin(False),
     m.MemUnfuse: decide_unfuse,
 }
 """Decisions about cubes one by one; `decide_shape` adds those that relate cubes."""

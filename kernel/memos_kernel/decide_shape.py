@@ -12,6 +12,7 @@ from memos_syscalls.errors import MemExists, MemInvalid, MemTooLarge
 from . import events as ev
 from . import lifecycle
 from .decide import Call, Decision, Draft, live_cube, new_cube, version_of
+from .decide_migrate import decide_product
 from .governance import Access, hidden, text_id
 from .private import Private
 from .reducer import fork_of
@@ -63,6 +64,8 @@ def decide_compose(tables: Tables, call: Call) -> Decision:
     access, request = Access(tables, call.caller), call.request
     members = distinct(access, call, request.cube_ids)
     access.target(request.namespace)
+    if (forms := {cube.form for cube in members}) != {"plaintext"}:
+        return _compose_caches(call, members, forms)
     measures = [
         measure(call.opener.private(cube, cube.version), version_of(tables, cube, cube.version).payload_bytes)
         for cube in members
@@ -73,6 +76,22 @@ def decide_compose(tables: Tables, call: Call) -> Decision:
     )
     lineage = [(cube.cube_id, cube.version, CONTENT) for cube in members]
     return Decision([new_cube(call, request.namespace, b"", private, lineage=lineage)[1]])
+
+
+def _compose_caches(call: Call, members: list[Cube], forms: set[str]) -> Decision:
+    """A composition of KV caches: what the model continues from, one behind the other; it cannot be read as text."""
+    if forms != {"activation"}:
+        raise MemInvalid(
+            f"a composition has members of one form, not {' and '.join(sorted(forms))}",
+            "Attach texts and caches side by side with mem_infer.",
+        )
+    request = call.request
+    recipe = {"method": "compose", "bytes": 0, "leaves": len(members), "depth": 1}
+    private = Private(
+        call.args_hash, name=request.name, origin="fusion", recipe=recipe, note=request.actor_note, encoding="bytes"
+    )
+    lineage = [(cube.cube_id, cube.version, CONTENT) for cube in members]
+    return Decision([new_cube(call, request.namespace, b"", private, lineage=lineage, form="activation")[1]])
 
 
 def whole_content(tables: Tables, call: Call, cube: Cube, version: int, access: Access | None) -> bytes:
@@ -110,6 +129,8 @@ def merge_tags(privates: list[Private]) -> list[str]:
 
 def decide_fuse(strategies: dict[str, Strategy]) -> Callable[[Tables, Call], Decision]:
     def decide(tables: Tables, call: Call) -> Decision:
+        if call.product is not None:
+            return decide_product(tables, call)
         access, request = Access(tables, call.caller), call.request
         cubes = distinct(access, call, request.cube_ids)
         if len(cubes) < 2:

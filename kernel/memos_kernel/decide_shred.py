@@ -19,6 +19,7 @@ from memos_syscalls.errors import MemConflict, MemError, MemFrozen, MemInvalid
 from . import events as ev
 from . import lifecycle
 from .decide import DECISIONS, Call, Decision, Draft, new_cube, version_of
+from .decide_migrate import decide_product
 from .decide_shape import (
     Measure,
     Strategy,
@@ -113,7 +114,10 @@ class _Rebuild:
         self.made: dict[bytes, Made] = {}
 
     def successor(self, cube: Cube) -> Made | None:
-        """The cube that replaces an erased one; None when its recipe cannot be repeated without what is erased."""
+        """The cube that replaces an erased one; None when its recipe cannot be repeated without what is erased, or only by
+        running a model."""
+        if cube.form != "plaintext":
+            return None
         try:
             private = self._call.opener.private(cube, cube.version)
         except (MemError, Damaged):
@@ -249,4 +253,5 @@ def decisions(strategies: dict[str, Strategy]) -> Decisions:
         m.MemFuse: decide_fuse(strategies),
         m.MemFork: decide_fork,
         m.MemShred: decide_shred(strategies),
+        m.MemMigrate: decide_product,
     }

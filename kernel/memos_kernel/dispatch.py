@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from memos_drivers.host.client import Host
 from memos_drivers.stores.base import Reader, Store
 from memos_syscalls import limits
 from memos_syscalls import messages as m
@@ -51,10 +52,14 @@ from .effects import Effects
 from .eventlog.base import EventLog, record_at
 from .events import Damaged, Record, Slot
 from .governance import raw_id
+from .jobs import Jobs
 from .longreads import LongReads
 from .orphans import orphans
 from .reducer import apply
+from .renewal import Renewals
+from .runtime import Runtime
 from .snapshot import Snapshots
+from .state import Cube
 from .stats import Histogram
 from .turn import Peer, Turn
 from .vault import OutOfSlots, SealedContent, Vault, ViewOpener
@@ -86,6 +91,7 @@ class Kernel(Commits):
     def __init__(
         self, *, clock: Clock, store: Store, log: EventLog, keys: LogKeys, vault: Vault, chain: Chain, digest: int,
         decisions: Decisions, effects: Effects, read_only: bool, on_fatal: Callable[[str], None], snapshots: Snapshots,
+        host: Host | None = None, models: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(
             clock=clock, store=store, log=log, keys=keys, vault=vault, chain=chain, digest=digest, effects=effects,
@@ -96,6 +102,10 @@ class Kernel(Commits):
         self.closed: str | None = None
         """Why this copy of the log may not be written, though its kernel was not started read-only."""
         self.snapshots = snapshots
+        self.job_of: Callable[[Any], Callable[[Kernel, Write], None] | None] = lambda request: None
+        """What begins the job of a write that a driver must prepare; None for a write that is decided at once."""
+        self.runtime = Runtime(Jobs(self.spawn, clock.now), host, models)
+        self.renewals = Renewals(self)
         self.opener = ViewOpener(vault, self.tables)
         self.stats = {call.number: Histogram() for call in TABLE}
         self.disk_full = False
@@ -145,9 +155,11 @@ class Kernel(Commits):
                 await asyncio.wait_for(self.drained(), STOP_SECONDS)
             except (OSError, TimeoutError) as error:
                 log_.error("the end of the log was not signed: %s", str(error) or "the log is out of reach")
+        await self.runtime.close()
         await self.effects.close()
         for task in list(self.tasks):
             task.cancel()
+        self.hosttier.close()
         if self.succession is not None:
             # What waits for a log, or for keys, out of reach gives up; that is no failure.
             self.stopped = "the kernel stopped"
@@ -199,7 +211,7 @@ class Kernel(Commits):
         if turn.finished:
             return None
         if turn.timer is None:
-            wait_ms = limits.DEADLINE_MS_DEFAULT if request is None else request.deadline_ms or limits.DEADLINE_MS_DEFAULT
+            wait_ms = syscall.deadline_ms if request is None else request.deadline_ms or syscall.deadline_ms
             if number not in STREAMS:
                 turn.timer = self.loop.call_later(wait_ms / 1000, turn.expire)
         return turn
@@ -245,6 +257,9 @@ class Kernel(Commits):
             raise MemReadOnly(self.closed or why)
         if self.disk_full and write.turn.syscall.name not in ("mem_free", "mem_shred"):
             raise MemNoSpace("the disk that holds the data directory is nearly full")
+        if (launch := self.job_of(write.request)) is not None:
+            self.once(write, lambda: launch(self, write))
+            return
         write.contents = contents_of(write.request, mapped)
         if isinstance(write.request, (m.MemAlloc, m.MemWrite)) and any(crypto.is_chunked(len(c)) for c in write.contents):
             self.large_writes.submit(write.turn, lambda: self._write_large(write))
@@ -296,12 +311,19 @@ class Kernel(Commits):
 
     def _write_now(self, write: Write) -> None:
         """Authorise, decide, append and apply, now or behind the gate."""
+        self.once(write, lambda: self._decide_now(write))
+
+    def once(self, write: Write, then: Callable[[], None]) -> None:
+        """Go on with a write, unless its request id made a record already: then that record is the answer."""
         request, caller = write.request, write.turn.peer.caller
         if request.request_id is not None:
             write.mac = self.keys.request(caller.principal, request.request_id)
             if (seq := self.tables.request(write.mac)) is not None:
                 self.when_durable(seq, lambda: self._repeat(write, seq), write.turn.fail)
                 return
+        then()
+
+    def _decide_now(self, write: Write) -> None:
         if self.vault.free_slots < len(write.contents) + SPARE_SLOTS or self._is_long(write):
             self._begin_long(write)
             return
@@ -310,7 +332,7 @@ class Kernel(Commits):
         time = self.chain.next_time(self.clock.now())
         try:
             fresh = Fresh(self.vault, time, write.slot)
-            decision = self.decisions[type(request)](self.tables, self._decidable(write, time, fresh))
+            decision = self.decisions[type(write.request)](self.tables, self._decidable(write, time, fresh))
             sealed = self._seal(write, decision, time)
         except OutOfSlots:
             self.vault.given_up()
@@ -327,7 +349,7 @@ class Kernel(Commits):
             raise MemAgain("the log began a new epoch while the content was being stored")
         return Call(
             write.request, write.turn.peer.caller, self.chain.seq + 1, time, fresh, self.opener, write.args_hash(),
-            write.contents if contents is None else contents,
+            write.contents if contents is None else contents, write.product,
         )  # fmt: skip
 
     def _seal(self, write: Write, decision: Decision, time: int) -> Sealed:
@@ -348,6 +370,8 @@ class Kernel(Commits):
         if write.turn.syscall.name == "mem_shred" and write.request.cube_id is not None:
             cube_id = raw_id(write.request.cube_id)
             return any(True for of in (self.tables.derived, self.tables.forks) for _ in of(cube_id))
+        if write.product is not None:
+            return False
         if write.turn.syscall.number in LONGS or len(write.contents) > LONG_ITEMS:
             return True
         return any(len(content) > LONG_BYTES for content in write.contents if not isinstance(content, SealedContent))
@@ -410,20 +434,37 @@ class Kernel(Commits):
                 self._drop()
                 needed *= 2
 
+    # -- what jobs made ----------------------------------------------------------------------------------------------
+
+    async def commit_product(self, write: Write, content: memoryview, target: Cube | None) -> dict[str, Any]:
+        """Store what a job made, decide it like any other write, and return its answer; raises what refuses it. `write` has
+        a peer of its own, whose answer this is. `target` is the cube that gets a new version."""
+        answer: asyncio.Future[dict[str, Any]] = write.turn.peer.answer  # type: ignore[attr-defined]
+        if self.stopped is not None or self.read_only:
+            raise MemAgain(self.stopped or "this kernel writes no more")
+        write.args_hash()  # of the call's arguments alone: who repeats it has no content
+        if crypto.is_chunked(len(content)):
+            write.contents = [content]
+            await self._write_large(write, None if target is None else target.slot)
+        else:
+            write.contents = [bytes(content)]
+            self._guarded(write.turn, lambda: self._wait_in_line(write))
+        return await answer
+
     # -- large contents ----------------------------------------------------------------------------------------------
 
-    async def _write_large(self, write: Write) -> None:
+    async def _write_large(self, write: Write, slot: Slot | None = None) -> None:
         """Content over one chunk is checked, sealed and stored before its write takes its place in the line."""
         turn, content = write.turn, write.contents[0]
         stored: list[bytes] = []
         reserved: Slot | None = None
         try:
             await asyncio.to_thread(write.args_hash)
-            if contents_are_text(write.request):
+            if write.product is None and contents_are_text(write.request):
                 await asyncio.to_thread(check_text, content)
             while not self.vault.free_slots and self.stopped is None:
                 await self.refilled(LOW_SLOTS)
-            slot = self._slot_of(write.request)
+            slot = slot or self._slot_of(write.request)
             if slot is None:
                 slot = reserved = self.vault.reserve_slot()
             self._try(write, slot)
@@ -519,7 +560,10 @@ class Kernel(Commits):
         for raw in frame.records[: seq - frame.first_seq]:
             prev = crypto.record_hash(prev, raw)
         erasure = self.erased_by_now() if write.turn.syscall.name == "mem_shred" else None
-        write.turn.answer(answers.answer(self.view, record, crypto.record_hash(prev, data), self.keys, erasure))
+        reply = answers.answer(self.view, record, crypto.record_hash(prev, data), self.keys, erasure)
+        if write.turn.syscall.name == "mem_shred":
+            reply["report"]["maps"] = self.maps.of_shred(seq)
+        write.turn.answer(reply)
 
     def _same(self, record: Record, write: Write) -> bool:
         """Whether a record was made by a call with these arguments (after a shred, as far as that is public)."""

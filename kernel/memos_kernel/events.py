@@ -17,6 +17,7 @@ Fields of the events (all public):
 - cube.allocated 1: cube_id, namespace, form, expires_at|nil, payload, slot, lineage
 - cube.written 1: cube_id, version, expires_at|nil, payload, slot, lineage, restored_version|nil
 - cube.state_changed 1: cube_id, version, state, action, slot|nil
+- cube.pinned 1: cube_id, version, pinned, slot|nil
 - cubes.expired 1: [[cube_id, version], …]
 - cube.merged 1: fused_id, [[cube_id, version], …]
 - cube.unmerged 1: fused_id, fused_version, [cube_id, …], slot|nil
@@ -44,6 +45,7 @@ CHECKPOINT: Final = "checkpoint"
 ALLOCATED: Final = "cube.allocated"
 WRITTEN: Final = "cube.written"
 STATE_CHANGED: Final = "cube.state_changed"
+PINNED: Final = "cube.pinned"
 EXPIRED: Final = "cubes.expired"
 MERGED: Final = "cube.merged"
 UNMERGED: Final = "cube.unmerged"
@@ -52,8 +54,8 @@ SHREDDED: Final = "cubes.shredded"
 MOVED: Final = "log.moved"
 
 EVENTS: Final[dict[str, int]] = {
-    GENESIS: 1, EPOCH_OPENED: 1, CHECKPOINT: 1, ALLOCATED: 1, WRITTEN: 1, STATE_CHANGED: 1, EXPIRED: 1, MERGED: 1,
-    UNMERGED: 1, FORKED: 1, SHREDDED: 1, MOVED: 1,
+    GENESIS: 1, EPOCH_OPENED: 1, CHECKPOINT: 1, ALLOCATED: 1, WRITTEN: 1, STATE_CHANGED: 1, PINNED: 1, EXPIRED: 1,
+    MERGED: 1, UNMERGED: 1, FORKED: 1, SHREDDED: 1, MOVED: 1,
 }  # fmt: skip
 """Event name → newest schema version."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Iterable
 from typing import Final
 
 from memos_syscalls import limits
@@ -15,11 +16,22 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 def sealed_memfd(content: bytes) -> int:
     """A descriptor of sealed memory with this content; the caller closes it."""
+    return sealed_pieces((memoryview(content),))
+
+
+def sealed_pieces(pieces: Iterable[memoryview]) -> int:
+    """The same, of a content that comes in pieces. They are written, not mapped: a page that is written costs no fault, and
+    memory that runs out is an error instead of a signal."""
     fd = os.memfd_create("memos", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    at = 0
-    while at < len(content):
-        at += os.write(fd, memoryview(content)[at:])
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+    try:
+        for piece in pieces:
+            at = 0
+            while at < len(piece):
+                at += os.write(fd, piece[at:])
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

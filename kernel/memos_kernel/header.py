@@ -7,7 +7,7 @@ from typing import Any
 from . import lifecycle
 from .governance import text_id
 from .private import Private
-from .state import CONTENT, Cube, Version, View
+from .state import CONTENT, CONTEXT, Cube, Version, View
 
 ROLES = ("content", "context")
 
@@ -37,6 +37,10 @@ def header(
             {"cube_id": text_id(source), "version": at, "role": ROLES[role]} for source, at, role in version.lineage
         ]
         result["stale"] = is_stale(view, version)
+        if is_renewable(view, version):
+            result["renewable"] = True
+    if view.pinned(cube.cube_id):
+        result["pinned"] = True
     if cube.forked_from is not None:
         result["forked_from"] = {"cube_id": text_id(cube.forked_from[0]), "version": cube.forked_from[1]}
     if cube.merged_into is not None:
@@ -56,9 +60,25 @@ def header(
 
 
 def is_stale(view: View, version: Version) -> bool:
-    """Whether a `content` source has a newer version than the one that was read."""
+    """Whether a `content` source has a newer version than the one that was read, directly or through caches."""
+    return _has_newer(view, version, CONTENT)
+
+
+def is_renewable(view: View, version: Version) -> bool:
+    """Whether a `context` source has a newer version than the one that it was made behind."""
+    return _has_newer(view, version, CONTEXT)
+
+
+def _has_newer(view: View, version: Version, wanted: int) -> bool:
+    """Whether a source of one role has a newer version than the one that was read."""
     for source, at, role in version.lineage:
         cube = view.cube(source)
-        if role == CONTENT and cube is not None and cube.version > at:
+        if cube is None:
+            continue
+        if role == wanted and cube.version > at:
+            return True
+        # What a cache was made from may have changed though the cache did not.
+        through = cube.form != "plaintext" and role == CONTENT
+        if through and (found := view.version(cube, at)) is not None and _has_newer(view, found[0], wanted):
             return True
     return False

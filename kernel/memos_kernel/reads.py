@@ -17,6 +17,7 @@ from memos_syscalls.errors import MemCanceled, MemError, MemInvalid, MemIO, MemN
 from memos_syscalls.table import BY_NUMBER
 
 from . import lifecycle
+from .decide import shredded
 from .eventlog.base import records
 from .events import Damaged
 from .governance import Access, raw_id, text_id
@@ -109,8 +110,15 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
     effective = lifecycle.effective(state, row.expires_at, now)
     if effective == lifecycle.EXPIRED and not (past and request.version is not None):
         raise lifecycle.refusal(request.cube_id, effective, "read")
+    if cube.form != "plaintext" and "content" in request.parts and row.payload_bytes > limits.CONTENT_INLINE_BYTES_MAX:
+        raise MemInvalid(
+            f"cube {request.cube_id} holds {row.payload_bytes} bytes of tensors", 'Use mem_map, or pass parts=["header"].'
+        )
     if row.payload_bytes > limits.PAYLOAD_CHUNK_BYTES and "content" in request.parts:
         kernel.long_reads.submit(turn, lambda: answering(kernel, turn, _read_large(kernel, turn, access, found, request)))
+        return
+    if opened is None and "content" not in request.parts:
+        turn.answer(_read_reply(kernel, access, found, _headed(kernel, view, cube, version), request, effective))
         return
     if opened is None:
         opened = kernel.vault.open(view, cube, version)
@@ -129,6 +137,16 @@ def _row(view: View, cube: Cube, version: int) -> Version:
     if found is None:
         raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
     return found[0]
+
+
+def _headed(kernel: Kernel, view: View, cube: Cube, version: int) -> Opened:
+    """A version for who asks for its header alone: whatever its size, its content stays on the disk."""
+    found = view.version(cube, version)
+    if found is None:
+        raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
+    if not kernel.vault.alive(found[0].payload_slot):
+        raise shredded(found[0].cube_id)
+    return Opened(found[0], kernel.vault.open_private(*found), b"")
 
 
 def _read_reply(kernel: Kernel, access: Access, found: Found, opened: Opened, request: Any, effective: str) -> dict[str, Any]:
@@ -331,21 +349,26 @@ async def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     if cube.state == lifecycle.SHREDDED:
         raise lifecycle.refusal(request.cube_id, cube.state, "diff")
     sides: list[tuple[dict[str, Any], bytes, str]] = []
+    tensors = cube.form != "plaintext"
     for number in (request.a, request.b):
-        opened = kernel.vault.open(access.view, cube, number) if number <= cube.version else None
-        if opened is None:
+        if number > cube.version:
             raise MemNotFound(f"cube {request.cube_id} has no version {number}; the newest is {cube.version}")
+        opened = _headed(kernel, access.view, cube, number) if tensors else kernel.vault.open(access.view, cube, number)
+        assert opened is not None, "the cube has this version"
         head = header(access.view, cube, opened.version, opened.private, state=cube.state, now=kernel.clock.now(), owner=None)
         composition = (opened.private.recipe or {}).get("method") == "compose"
         content = await asyncio.to_thread(composed, kernel, access, cube, opened) if composition else opened.content
-        sides.append((head, content, opened.private.encoding))
+        # Of tensors it is only told whether they are the same payload.
+        sides.append((head, opened.version.payload_id if tensors else content, opened.private.encoding))
     (old, before, _), (new, after, _) = sides
     changed = {
         name: [old.get(name), new.get(name)]
         for name in sorted(old.keys() | new.keys())
         if name not in _NOT_COMPARED and old.get(name) != new.get(name)
     }
-    if "bytes" in (sides[0][2], sides[1][2]) or max(len(before), len(after)) > DIFF_BYTES_MAX:
+    if tensors:
+        diff = "" if before == after else f"Contents differ: {old['bytes']} and {new['bytes']} bytes of tensors\n"
+    elif "bytes" in (sides[0][2], sides[1][2]) or max(len(before), len(after)) > DIFF_BYTES_MAX:
         diff = "" if before == after else f"Contents differ: {len(before)} and {len(after)} bytes\n"
     else:
         names = f"version {request.a}", f"version {request.b}"

@@ -45,6 +45,8 @@ def _set_state(tables: Tables, record: Record, cube: Cube, state: str, **fields:
         if cube.changed_seq == cube.created_seq:
             # The first change: the past needs the state that the cube was born with.
             tables.put(b"s" + cube.cube_id + u64(cube.created_seq), cube.state.encode())
+        if state in (lifecycle.EXPIRED, lifecycle.SHREDDED) and tables.pinned(cube.cube_id):
+            tables.put(b"p" + cube.cube_id, None)
     cube = cube._replace(state=state, changed_seq=record.seq if state != cube.state else cube.changed_seq, **fields)
     tables.put_cube(cube)
     return cube
@@ -134,6 +136,19 @@ def apply_state_changed(tables: Tables, record: Record, event: Event) -> None:
     if state == lifecycle.EXPIRED:
         _watch_expiry(tables, cube_id, cube.expires_at, None)
     _set_state(tables, record, cube, state, expires_at=expires_at)
+
+
+def apply_pinned(tables: Tables, record: Record, event: Event) -> None:
+    """Where payloads are cached is no memory: pins are not in the digest."""
+    cube_id, _version, pinned, slot = event.fields
+    if type(pinned) is not bool:
+        raise Damaged(f"record {record.seq} pins a cube neither way")
+    cube = _cube(tables, record, cube_id)
+    owning = _own_slot(tables, cube, slot)
+    if owning is not cube:
+        tables.put_cube(owning)
+    if pinned != tables.pinned(cube_id):
+        tables.put(b"p" + cube_id, b"" if pinned else None)
 
 
 def apply_expired(tables: Tables, record: Record, event: Event) -> None:
@@ -275,6 +290,7 @@ RULES: Final[dict[str, Callable[[Tables, Record, Event], None]]] = {
     ev.ALLOCATED: apply_allocated,
     ev.WRITTEN: apply_written,
     ev.STATE_CHANGED: apply_state_changed,
+    ev.PINNED: apply_pinned,
     ev.EXPIRED: apply_expired,
     ev.MERGED: apply_merged,
     ev.UNMERGED: apply_unmerged,

@@ -12,6 +12,7 @@ Sockets are handled with `add_reader` and `recvmsg`, because asyncio's streams c
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -41,6 +42,9 @@ TURN_SECONDS: Final = 0.001
 LINGER_NS: Final = 80_000
 """After a read the loop looks again for this long before it sleeps: on virtual machines a wake-up outlasts a read."""
 LOOKS_LEFT_OUT: Final = 32
+OUTBOX_FDS_MAX: Final = 64
+"""Descriptors in replies that a slow reader may leave unread before the kernel stops reading its requests."""
+REFS_SECONDS: Final = 0.05
 OVERFLOW_UID: Final = 65534
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -54,7 +58,7 @@ class Connection:
         self._loop = server.kernel.loop
         self._sock = sock
         self._fd = sock.fileno()
-        _pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        self.pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         self.caller = Caller(f"uid:{uid}", uid == server.admin_uid)
         self.refused = uid == OVERFLOW_UID
         self.last_write = -1
@@ -71,6 +75,7 @@ class Connection:
         """Calls in progress that run as tasks, each of which may end in a large reply."""
         self._outbox: deque[tuple[bytes, list[int]]] = deque()
         self._outbox_bytes = 0
+        self._outbox_fds = 0
         self._reading = False
         self._writing = False
         self._serving = False
@@ -132,6 +137,7 @@ class Connection:
             if (
                 self._inflight >= limits.INFLIGHT_PER_CONNECTION_MAX
                 or self._outbox_bytes >= limits.OUTBOX_BYTES_MAX
+                or self._outbox_fds >= OUTBOX_FDS_MAX
                 or self._inflight_bytes >= limits.INFLIGHT_BYTES_MAX
                 or self._long >= limits.LONG_PER_CONNECTION_MAX
             ):
@@ -310,6 +316,7 @@ class Connection:
             data = data[sent:]
         self._outbox.append((data, fds))
         self._outbox_bytes += len(data)
+        self._outbox_fds += len(fds)
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._writable)
@@ -335,6 +342,7 @@ class Connection:
                     sent = self._sock.sendmsg([data], rights)
                     for fd in fds:
                         os.close(fd)
+                    self._outbox_fds -= len(fds)
                 else:
                     sent = self._sock.send(data)
                 self._outbox_bytes -= sent
@@ -344,8 +352,14 @@ class Connection:
                 self._outbox.popleft()
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
-            self.close()
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS and self._writing:
+                # Descriptors under way to whoever does not read are counted together: wait until some were read.
+                self._writing = False
+                self._loop.remove_writer(self._fd)
+                self._loop.call_later(REFS_SECONDS, self._write_on)
+            else:
+                self.close()
             return
         if not self._outbox and self._writing:
             self._writing = False
@@ -357,6 +371,11 @@ class Connection:
             self._drained.clear()
             if not self._reading and not self._serving:
                 self._go_on()
+
+    def _write_on(self) -> None:
+        if self._outbox and not self._writing and not self.closed:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._writable)
 
     def _go_on(self) -> None:
         if self._frames:
@@ -387,6 +406,7 @@ class Connection:
         self._outbox.clear()
         self._frames.clear()
         self._sock.close()
+        self._kernel.maps.closed(self)
         self._server.connections.discard(self)
 
 

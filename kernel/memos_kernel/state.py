@@ -16,6 +16,7 @@ Keys, by first byte (rows marked * are in the digest):
 - `f` fused, source → nothing: what was merged into a fused cube
 - `e` expires_at u64, cube_id → nothing                - `k` epoch u64, n u64 → cube_id: slots that records name
 - `r` request MAC → seq u64                            - `x` seq u64 → nothing: shred records
+- `p` cube_id → nothing: cubes that are pinned
 - `m` name → meta values (see `META_*`)
 
 The scans that operations need are the only indexes; everything else is read by key.
@@ -191,6 +192,10 @@ class View:
         for _key, value in self.scan(b"s" + cube.cube_id, b"s" + cube.cube_id + u64(seq), reverse=True):
             return value.decode()
         return "generated"
+
+    def pinned(self, cube_id: bytes) -> bool:
+        """Whether a cube's payload is to stay in the upper tiers."""
+        return self.get(b"p" + cube_id) is not None
 
     def namespace(self, name: str) -> Namespace | None:
         data = self.get(b"n" + name.encode())

@@ -25,7 +25,7 @@ from memos_syscalls.errors import MemAgain
 
 from . import answers, crypto
 from . import events as ev
-from .commit import Durable, Entry, shred_slots
+from .commit import Durable, Entry, shred_slots, tensor_payloads
 from .eventlog.base import Ended, Opened, OutOfReach, Renewed, SharedLog
 from .events import Record, Slot
 from .recovery import (
@@ -161,6 +161,7 @@ class Succession:
             chain.seq, chain.hash, chain.time, chain.epoch = last.seq, hash_, last.time, last.epoch
         for record, _hash in found:
             kernel.effects.committed(record, None)
+            kernel.hosttier.committed(record)
             if any(event.name == ev.SHREDDED for event in record.events):
                 await self._forget(record)
         kernel.news()
@@ -171,12 +172,17 @@ class Succession:
         kernel = self.kernel
         view = kernel.frozen_view()
 
-        def find() -> tuple[list[bytes], set[Slot], dict[bytes, int]]:
+        def find() -> tuple[list[bytes], set[Slot], dict[bytes, int], list[bytes]]:
             gone = answers.shredded_by(view, record)
-            return gone, set(shred_slots(view, gone)), answers.shred_heirs(view, record, gone)
+            heirs = answers.shred_heirs(view, record, gone)
+            return gone, set(shred_slots(view, gone)), heirs, tensor_payloads(view, gone)
 
-        gone, slots, heirs = await asyncio.to_thread(find)
+        gone, slots, heirs, payloads = await asyncio.to_thread(find)
         kernel.vault.forget(set(gone), slots)
+        kernel.hosttier.forget(slots)
+        kernel.runtime.erased(set(gone), payloads)
+        if payloads:
+            await kernel.runtime.drop(payloads, erased=True)
         blind = kernel.effects.shredded(gone, heirs, record.seq)
         kernel.in_thread(blind, lambda error: None if error is None else kernel.fatal("blinding the index failed", error))
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -264,18 +264,19 @@ class Vault:
 
     def sealed_payload(self, version: Version) -> list[bytes]:
         """Ciphertext of a payload, in one piece or in chunks; raises `Damaged` when it is not there."""
+        return list(self._sealed_pieces(version))
+
+    def _sealed_pieces(self, version: Version) -> Iterator[bytes]:
         payload_id, size = version.payload_id, version.payload_bytes
         keys = [payload_id]
         if crypto.is_chunked(size):
             count = -(-size // limits.PAYLOAD_CHUNK_BYTES)
             keys = [payload_id + index.to_bytes(4, "big") for index in range(count)]
-        found: list[bytes] = []
         for key in keys:
             piece = self.pending_payloads.get(key) or self._payloads.get(key)
             if piece is None:
                 raise Damaged(f"the payload of version {version.version} of cube {version.cube_id.hex()} is missing")
-            found.append(piece)
-        return found
+            yield piece
 
     def alive(self, slot: Slot) -> bool:
         """Whether a key still exists: in the key store, not only in memory."""
@@ -293,6 +294,21 @@ class Vault:
             return self._unwrap(AESGCM(key), pieces[0], version.payload_id, version)
         try:
             return crypto.open_chunks(key, self.log_id, version.payload_id, pieces)
+        except crypto.Undecryptable as error:
+            raise Damaged(f"version {version.version} of cube {version.cube_id.hex()} does not open: {error}") from error
+
+    def open_pieces(self, version: Version) -> Iterator[memoryview]:
+        """The content piece by piece, each in the buffer that the next one overwrites; one piece of ciphertext is held at a
+        time. Raises `MemShredded`, also when the key is destroyed meanwhile, or `Damaged`. For a thread."""
+        key = self._key(version.payload_slot)
+        if key is None:
+            raise shredded(version.cube_id)
+        try:
+            pieces = self._sealed_pieces(version)
+            for piece in crypto.open_pieces(key, self.log_id, version.payload_id, version.payload_bytes, pieces):
+                if version.payload_slot in self._destroyed:
+                    raise shredded(version.cube_id)
+                yield piece
         except crypto.Undecryptable as error:
             raise Damaged(f"version {version.version} of cube {version.cube_id.hex()} does not open: {error}") from error
 

@@ -12,7 +12,7 @@ from memos_syscalls import limits
 from memos_syscalls.table import BY_NUMBER
 
 from .eventlog.base import records
-from .events import EXPIRED, MERGED, SHREDDED, STATE_CHANGED, UNMERGED, WRITTEN, Event, Record
+from .events import EXPIRED, MERGED, PINNED, SHREDDED, STATE_CHANGED, UNMERGED, WRITTEN, Event, Record
 from .governance import Access, text_id
 from .longreads import Breath
 from .turn import Turn
@@ -35,7 +35,7 @@ def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[st
             namespace = item["namespace"] = event.fields[1]
         case "cubes.shredded" if event.fields[0] is not None:
             namespace = item["namespace"] = event.fields[0]
-        case _ if event.name in (WRITTEN, STATE_CHANGED, EXPIRED, MERGED, UNMERGED, SHREDDED):
+        case _ if event.name in (WRITTEN, STATE_CHANGED, PINNED, EXPIRED, MERGED, UNMERGED, SHREDDED):
             first: Any = event.fields[0]
             if event.name == SHREDDED:
                 first = event.fields[1][0]
@@ -46,10 +46,12 @@ def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[st
                 return None
             namespace = cube.namespace
             item |= {"cube_id": text_id(first), "namespace": namespace}
-            if event.name in (WRITTEN, STATE_CHANGED, UNMERGED):
+            if event.name in (WRITTEN, STATE_CHANGED, PINNED, UNMERGED):
                 item["version"] = event.fields[1]
             if event.name == STATE_CHANGED:
                 item["state"] = event.fields[2]
+            if event.name == PINNED:
+                item["pinned"] = event.fields[2]
         case _:
             return None
     wanted = request.namespace

@@ -22,7 +22,7 @@ from .vault import Vault
 class Write:
     """A mutating call on its way to a decision."""
 
-    __slots__ = ("_hash", "args", "contents", "mac", "request", "reserved", "slot", "turn")
+    __slots__ = ("_hash", "args", "contents", "mac", "product", "request", "reserved", "slot", "turn")
 
     def __init__(self, turn: Turn, request: Any, args: dict[str, Any]) -> None:
         self.turn = turn
@@ -36,6 +36,8 @@ class Write:
         """Key that stored content is sealed under."""
         self.reserved: Slot | None = None
         """The same, when it was taken for this call."""
+        self.product: Any = None
+        """What a job made for this call."""
         self._hash: bytes | None = None
 
     def args_hash(self) -> bytes:

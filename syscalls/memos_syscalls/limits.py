@@ -96,6 +96,27 @@ TURN_MS_MAX: Final = 5
 """What a turn of the kernel's event loop should last at most: longer work is cut into slices or goes to a thread. One
 commit of very many rows (a fork of thousands of cubes) still lasts longer."""
 
+# Models.
+TENSOR_BYTES_MAX: Final = 2 * GIB
+"""Largest payload of tensors of one version."""
+ATTACHED_CUBES_MAX: Final = 64
+MESSAGES_MAX: Final = 256
+PROMPT_CHARS_MAX: Final = 256 * KIB
+CAPTURE_BYTES_MAX: Final = 2 * MIB
+"""Bytes of text that one KV cache may be made from."""
+NEW_TOKENS_DEFAULT: Final = 256
+NEW_TOKENS_MAX: Final = 32_768
+RECOMPUTE_PERCENT_DEFAULT: Final = 15
+"""Of the tokens of composed KV caches."""
+NEIGHBOURS_MAX: Final = 4
+JOB_DEADLINE_MS_DEFAULT: Final = 600_000
+"""How long a call that runs a model waits when it names no deadline."""
+JOBS_KEPT_MAX: Final = 1024
+"""Jobs that are over and can still be asked about."""
+JOBS_PER_PRINCIPAL_MAX: Final = 64
+MAPS_PER_CONNECTION_MAX: Final = 1024
+"""Different payloads that one connection may have mapped."""
+
 # Storage.
 KEY_SLOTS_PER_BLOCK: Final = 1024
 REBUILD_CUBES_MAX: Final = 256
@@ -119,4 +140,6 @@ assert LIST_ITEMS_DEFAULT <= LIST_ITEMS_MAX
 assert SEARCH_HITS_DEFAULT <= SEARCH_HITS_MAX
 assert DEADLINE_MS_DEFAULT <= DEADLINE_MS_MAX
 assert WATCH_ITEMS_PER_TURN_MAX <= INFLIGHT_PER_CONNECTION_MAX
+assert TENSOR_BYTES_MAX <= MAPPED_BYTES_PER_PRINCIPAL_MAX, "one largest payload must be let in"
+assert DEADLINE_MS_DEFAULT <= JOB_DEADLINE_MS_DEFAULT <= DEADLINE_MS_MAX
 assert SEGMENT_CUBES_MAX < 2**16, "a document's place in its segment fits 16 bits"

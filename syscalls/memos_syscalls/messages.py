@@ -67,7 +67,9 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     deadline_ms: DeadlineMs | None = Field(
-        None, description=f"Milliseconds the caller will wait; {limits.DEADLINE_MS_DEFAULT} when absent."
+        None,
+        description=f"Milliseconds the caller will wait; {limits.DEADLINE_MS_DEFAULT} when absent, "
+        f"{limits.JOB_DEADLINE_MS_DEFAULT} for calls that run a model.",
     )
 
 
@@ -158,6 +160,8 @@ class CubeHeader(Reply):
         default_factory=list[dict[str, Any]], description="Lineage: cube_id, version and role (content or context)."
     )
     stale: bool = Field(False, description="A `content` source has a newer version than the one this was made from.")
+    renewable: bool = Field(False, description="A `context` source has a newer version: right, and renewed at leisure.")
+    pinned: bool = Field(False, description="Its payload stays in the upper tiers.")
     recipe: dict[str, Any] | None = Field(None, description="How a derived cube was made.")
     forked_from: dict[str, Any] | None = Field(None, description="Source cube_id and version of a fork.")
     merged_into: str | None = Field(None, description="The fused cube that stands for this one.")
@@ -431,11 +435,14 @@ class MemFuse(Mutation):
     """Fuse cubes into one; the sources become `merged` and stay readable."""
 
     cube_ids: Annotated[list[CubeId], Field(min_length=1, max_length=limits.FUSE_SOURCES_MAX)]
-    strategy: Literal["dedupe", "merge", "timeline"] = Field(
-        description="dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time."
+    strategy: Literal["dedupe", "merge", "timeline", "kv"] = Field(
+        description="dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time; "
+        "kv: KV caches into one, keys rotated to their new places and a share of the tokens computed again."
     )
     namespace: Namespace | None = Field(None, description="Where the fused cube lives; the first source's namespace if absent.")
-    params: dict[str, Any] | None = Field(None, description="name: name of the fused cube.")
+    params: dict[str, Any] | None = Field(
+        None, description="name: name of the fused cube; with kv also recompute: share of tokens, 0 to 1."
+    )
 
 
 class MemFuseReply(Mutated):
@@ -468,6 +475,14 @@ class MemArchive(CubeMutation):
 
 class MemRestore(CubeMutation):
     """Bring an archived cube back."""
+
+
+class MemPin(CubeMutation):
+    """Keep a cube's payload in the upper tiers, whatever else wants the room; a pin outlives restarts."""
+
+
+class MemUnpin(CubeMutation):
+    """Let a cube's payload leave the upper tiers again."""
 
 
 class MemShred(Mutation):
@@ -511,6 +526,210 @@ class MemShredReply(Reply):
     report: ShredReport
     cube_id: str | None = None
     offset: int
+
+
+Tier = Literal["device", "host", "disk"]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=limits.NAME_CHARS_MAX)]
+
+
+class MemMigrate(Mutation):
+    """Make a derived cube in another form, or move a payload to another tier; the sources stay as they are."""
+
+    cube_id: CubeId | None = Field(None, description="The cube.")
+    cube_ids: Annotated[list[CubeId], Field(min_length=1, max_length=limits.ATTACHED_CUBES_MAX)] | None = Field(
+        None, description="Several cubes, in the order in which the model is to read them."
+    )
+    to: Literal["activation"] | None = Field(None, description="activation: prefill the text and keep the KV cache.")
+    tier: Tier | None = Field(None, description="Move a KV cache's payload: device and host are caches of what is on disk.")
+    model: ModelName | None = Field(None, description="Which of the kernel's models; the first one if absent.")
+    namespace: Namespace | None = Field(None, description="Where the derived cube lives; the first source's if absent.")
+    name: Name | None = Field(None, description="Name of the derived cube.")
+    params: dict[str, Any] | None = Field(
+        None,
+        description="system: system message that stands before the memory; stored: float32, float16, bfloat16 or int8; "
+        "neighbours: how many older cubes of the namespace to capture it behind (for composing), or their ids.",
+    )
+    wait: bool = Field(True, description="Answer when the derived cube is there; without it, as soon as the job is accepted.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> MemMigrate:
+        if (self.cube_id is None) == (self.cube_ids is None):
+            raise ValueError("give cube_id or cube_ids")
+        if (self.to is None) == (self.tier is None):
+            raise ValueError("give to or tier")
+        if self.tier is not None and (self.cube_id is None or self.model_fields_set & {"model", "namespace", "name", "params"}):
+            raise ValueError("a tier takes one cube_id and nothing of what makes a derived cube")
+        return self
+
+
+class MemMigrateReply(Reply):
+    cube_id: str | None = Field(None, description="The derived cube; none while its job runs.")
+    version: int | None = None
+    offset: int | None = Field(None, description="Record that made this version; none while the job runs.")
+    job_id: str | None = Field(None, description="The job; none when the answer was rebuilt from the record.")
+    state: str = Field("done", description="queued, running, done, failed or canceled.")
+    reused: bool = Field(False, description="The cache of exactly these sources was there already.")
+    tier: Tier | None = Field(None, description="Where the payload was moved to.")
+    timings: dict[str, float] = Field(default_factory=dict[str, float], description="Seconds: queued, prefill, stored, whole.")
+
+
+class MapTensor(Reply):
+    """Where one tensor lies."""
+
+    name: str = Field(description="The tensor.")
+    dtype: str = Field(description="As safetensors names it: F32, F16, BF16, I8, I64, …")
+    shape: list[int] = Field(description="Elements in each dimension.")
+    offset: int = Field(description="Of its first byte in the descriptor.")
+    bytes: int = Field(description="Bytes of the tensor.")
+
+
+class MapLayout(Reply):
+    """What tensors a payload holds."""
+
+    tensors: list[MapTensor] = Field(description="In the order in which they lie.")
+    metadata: dict[str, str] = Field(default_factory=dict[str, str], description="What the file says of itself.")
+
+
+class MemMap(CubeRead):
+    """Map a payload: a descriptor of sealed memory that holds it, without a copy of your own."""
+
+
+class MemMapReply(Reply):
+    cube_id: str
+    version: int
+    form: Form
+    offset: int = Field(description="Record that made this version.")
+    bytes: int
+    fd: int = Field(description="The descriptor; whoever called owns it, and closes it.")
+    tier: Tier = Field(description="Where the payload was found: host, or disk, from where it had to be read and decrypted.")
+    encoding: Literal["text", "bytes"] = "bytes"
+    layout: MapLayout | None = Field(None, description="Where which tensor lies; none when the payload holds no tensors.")
+
+
+class Attached(Request):
+    """A cube to put before the prompt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    cube_id: CubeId = Field(description="The cube.")
+    version: VersionNo | None = Field(None, description="This version; of a cache, though its sources changed since.")
+
+
+class Message(Request):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    content: Annotated[str, StringConstraints(max_length=limits.PROMPT_CHARS_MAX)] = Field(description="What is said.")
+
+
+class MemInfer(Request):
+    """Let the model answer, with cubes attached: texts are read, KV caches are continued from."""
+
+    prompt: Annotated[str, StringConstraints(min_length=1, max_length=limits.PROMPT_CHARS_MAX)] | None = Field(
+        None, description="What the user says."
+    )
+    messages: Annotated[list[Message], Field(min_length=1, max_length=limits.MESSAGES_MAX)] | None = Field(
+        None, description="A conversation instead of a prompt; a system message stands first."
+    )
+    cubes: Annotated[list[CubeId | Attached], Field(max_length=limits.ATTACHED_CUBES_MAX)] | None = Field(
+        None, description="Cubes to put before the prompt, in this order: an id, or {cube_id, version}."
+    )
+    on_miss: Literal["refuse", "recompute"] = Field(
+        "refuse", description="When a cache is stale or another model's: refuse (ESTALE, EMODEL), or prefill its sources' text."
+    )
+    recompute: Annotated[float, Field(ge=0, le=1)] = Field(
+        limits.RECOMPUTE_PERCENT_DEFAULT / 100, description="With several caches: share of their tokens to compute again."
+    )
+    model: ModelName | None = Field(None, description="Which of the kernel's models; the first one if absent.")
+    max_new_tokens: Annotated[int, Field(ge=1, le=limits.NEW_TOKENS_MAX)] = Field(
+        limits.NEW_TOKENS_DEFAULT, description="Tokens of the answer, at most."
+    )
+    temperature: Annotated[float, Field(ge=0, le=100)] = Field(0.0, description="0 takes the likeliest token each time.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Choose among the likeliest that add up to this.")
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="Choose among so many; 0 for all.")
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = Field(None, description="The same seed gives the same text.")
+    stop: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(max_length=16)] | None = Field(
+        None, description="Texts at which to stop."
+    )
+    stream: bool = Field(False, description="Send the text in pieces as it comes.")
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> MemInfer:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give prompt or messages")
+        if self.messages is not None:
+            roles = [message.role for message in self.messages]
+            if "system" in roles[1:]:
+                raise ValueError("a system message stands first")
+            if [role for role in roles if role != "system"][:1] != ["user"] or roles[-1] != "user":
+                raise ValueError("a conversation begins and ends with the user")
+        return self
+
+
+class AttachedCube(Reply):
+    """A cube that stood before the prompt."""
+
+    cube_id: str
+    version: int
+    form: Form
+    how: str = Field(
+        description="prefilled (text), attached (a cache as it is), composed (moved), recomputed (its cache was no use)."
+    )
+    tokens: int = Field(description="Tokens that it takes.")
+
+
+class MemInferReply(Reply):
+    text: str = Field(description="What the model said.")
+    model: str = Field(description="Which model.")
+    tokens_in: int = Field(description="Tokens before the answer.")
+    tokens_reused: int = Field(description="Of those, tokens whose keys and values came from caches.")
+    tokens_out: int = Field(description="Tokens of the answer, the one that ended it included.")
+    finish: Literal["stop", "length"] = Field(description="Why it ended: by itself or at a stop text, or at the limit.")
+    ttft_ms: float = Field(description="From the call's arrival to the first token.")
+    tokens_per_s: float = Field(description="Of the answer after its first token; 0 when there is only one.")
+    attached: list[AttachedCube] = Field(description="The cubes, in order, and how each was used.")
+
+
+class MemInferItem(Reply):
+    """A piece of an answer."""
+
+    text: str = Field(description="The next piece.")
+    reply: MemInferReply | None = Field(None, description="With the last item: everything.")
+
+
+JobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+
+
+class JobStatus(Request):
+    """Where a job stands."""
+
+    job_id: JobId = Field(description="The job.")
+
+
+class JobWait(Request):
+    """Wait until a job is over."""
+
+    job_id: JobId = Field(description="The job.")
+
+
+class JobCancel(Request):
+    """Give a job up; what it has committed stays."""
+
+    job_id: JobId = Field(description="The job.")
+
+
+class JobReply(Reply):
+    """A job, as it stands."""
+
+    job_id: str = Field(description="The job.")
+    kind: str = Field(description="capture, fuse, move or infer.")
+    state: Literal["queued", "running", "done", "failed", "canceled"]
+    progress: float = Field(description="0 to 1.")
+    message: str = Field(description="What it is doing, or why it failed.")
+    created_at: int = Field(description="When it began, ns.")
+    finished_at: int | None = Field(None, description="When it was over, ns.")
+    result: dict[str, Any] | None = Field(None, description="What the call that began it answers.")
+    error: dict[str, Any] | None = Field(None, description="errno, detail, advice.")
 
 
 class MemWatch(Request):
@@ -594,6 +813,11 @@ class SysStatsReply(Reply):
     log: dict[str, Any]
     indexes: dict[str, dict[str, Any]] = Field(description="Per index: indexed_offset, documents, and what it says of itself.")
     cubes: dict[str, Any] = Field(description="Cubes and content bytes per form, state and namespace the caller may see.")
+    tiers: dict[str, dict[str, Any]] = Field(
+        default_factory=dict[str, dict[str, Any]], description="Per upper tier: budget, bytes, entries, hits, evictions."
+    )
+    host: dict[str, Any] = Field(default_factory=dict[str, Any], description="The driver host: starts, deaths, queue.")
+    jobs: dict[str, int] = Field(default_factory=dict[str, int], description="Jobs by state.")
     memory: dict[str, Any]
 
 

@@ -12,6 +12,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+from . import limits
 from . import messages as m
 
 
@@ -28,6 +29,8 @@ class Flag(enum.Flag):
     """Only for the kernel's own uid."""
     SESSION = enum.auto()
     """About the connection itself."""
+    JOB = enum.auto()
+    """May run a model: its caller waits `limits.JOB_DEADLINE_MS_DEFAULT` unless it names a deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,18 @@ class Syscall:
     item: type[m.Reply] | None = None
 
     @property
+    def deadline_ms(self) -> int:
+        """How long it may take when its caller names no deadline."""
+        return limits.JOB_DEADLINE_MS_DEFAULT if Flag.JOB in self.flags else limits.DEADLINE_MS_DEFAULT
+
+    @property
     def command(self) -> str:
         """The shell's word for it: the name without `mem_`, and `sys_` calls whole but for the underscore."""
         group, _, rest = self.name.partition("_")
-        return rest.replace("_", "-") if group == "mem" else f"sys-{rest}"
+        return rest.replace("_", "-") if group == "mem" else f"{group}-{rest}"
 
 
-_READ, _WRITE, _LONG, _ADMIN = Flag.READ, Flag.WRITE, Flag.LONG, Flag.ADMIN
+_READ, _WRITE, _LONG, _ADMIN, _JOB = Flag.READ, Flag.WRITE, Flag.LONG, Flag.ADMIN, Flag.JOB
 
 TABLE: Final[tuple[Syscall, ...]] = (
     Syscall(1, "sys_hello", m.SysHello, m.SysHelloReply, Flag.SESSION, 1, "sys-hello --abi 1"),
@@ -71,8 +79,9 @@ TABLE: Final[tuple[Syscall, ...]] = (
     Syscall(32, "mem_search", m.MemSearch, m.MemSearchReply, _READ | _LONG, 1,
             "search 'what breed is the dog?' --namespace alice --k 5"),
     Syscall(48, "mem_compose", m.MemCompose, m.Mutated, _WRITE, 1, "compose $ID $ID2 --namespace alice"),
-    Syscall(49, "mem_fuse", m.MemFuse, m.MemFuseReply, _WRITE | _LONG, 1, "fuse $ID $ID2 --strategy merge"),
+    Syscall(49, "mem_fuse", m.MemFuse, m.MemFuseReply, _WRITE | _LONG | _JOB, 1, "fuse $ID $ID2 --strategy merge"),
     Syscall(50, "mem_unfuse", m.MemUnfuse, m.MemUnfuseReply, _WRITE, 1, "unfuse $ID"),
+    Syscall(51, "mem_migrate", m.MemMigrate, m.MemMigrateReply, _WRITE | _LONG | _JOB, 1, "migrate $ID --to activation"),
     Syscall(64, "mem_history", m.MemHistory, m.MemHistoryReply, _READ, 1, "history $ID"),
     Syscall(65, "mem_diff", m.MemDiff, m.MemDiffReply, _READ, 1, "diff $ID 1 2"),
     Syscall(66, "mem_rollback", m.MemRollback, m.Mutated, _WRITE, 1, "rollback $ID 1"),
@@ -81,9 +90,17 @@ TABLE: Final[tuple[Syscall, ...]] = (
     Syscall(81, "mem_thaw", m.MemThaw, m.StateReply, _WRITE, 1, "thaw $ID"),
     Syscall(82, "mem_archive", m.MemArchive, m.StateReply, _WRITE, 1, "archive $ID"),
     Syscall(83, "mem_restore", m.MemRestore, m.StateReply, _WRITE, 1, "restore $ID"),
+    Syscall(84, "mem_pin", m.MemPin, m.StateReply, _WRITE, 1, "pin $ID"),
+    Syscall(85, "mem_unpin", m.MemUnpin, m.StateReply, _WRITE, 1, "unpin $ID"),
     Syscall(86, "mem_shred", m.MemShred, m.MemShredReply, _WRITE | _LONG, 1, "shred $ID"),
+    Syscall(96, "mem_map", m.MemMap, m.MemMapReply, _READ | _LONG, 1, "map $ID"),
+    Syscall(98, "mem_infer", m.MemInfer, m.MemInferReply, _READ | _LONG | _JOB, 1,
+            "infer --prompt 'What breed is the dog?' --cubes $ID --max-new-tokens 16", m.MemInferItem),
     Syscall(112, "mem_watch", m.MemWatch, m.Reply, _READ | Flag.STREAM, 1,
             "watch --namespace alice --from-offset 0", m.WatchItem),
+    Syscall(120, "job_status", m.JobStatus, m.JobReply, _READ, 1, "job-status $JOB"),
+    Syscall(121, "job_wait", m.JobWait, m.JobReply, _READ | _LONG | _JOB, 1, "job-wait $JOB"),
+    Syscall(122, "job_cancel", m.JobCancel, m.JobReply, _READ, 1, "job-cancel $JOB"),
 )  # fmt: skip
 
 BY_NUMBER: Final[dict[int, Syscall]] = {call.number: call for call in TABLE}

@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,10 @@ class Run:
 
     def at_least(self, what: str, ours: str, peer: str, measured: float, least: float, unit: str) -> None:
         self.goals.append(Goal(what, ours, peer, measured, f"≥ {least:g} {unit}", measured >= least))
+
+    def beside(self, what: str, ours: str, peer: str, measured: float, unit: str) -> None:
+        """A comparison without a target."""
+        self.goals.append(Goal(what, ours, peer, measured, f"({unit})", None))
 
     def missing(self, what: str, peer: str) -> None:
         self.goals.append(Goal(what, "", f"{peer}: not installed", None, "", None))
@@ -315,7 +319,7 @@ def table(goals: Iterable[Goal]) -> str:
     lines = ["| what | ours | peer, same run | measured | target | met |", "|---|---|---|---|---|---|"]
     for goal in goals:
         measured = "" if goal.measured is None else f"{goal.measured:,g}"
-        met = {True: "yes", False: "**no**", None: "not run"}[goal.met]
+        met = {True: "yes", False: "**no**", None: "not run" if goal.measured is None else ""}[goal.met]
         lines.append(f"| {goal.what} | {goal.ours} | {goal.peer} | {measured} | {goal.target} | {met} |")
     return "\n".join(lines)
 
@@ -323,6 +327,7 @@ def table(goals: Iterable[Goal]) -> str:
 WORKLOADS: dict[str, Callable[[Run], None]] = {
     "read": Run.read, "alloc": Run.alloc, "mixed": Run.mixed, "start": Run.start, "replay": Run.replay,
     "search": Run.search, "locomo": Run.recall, "kafka": lambda run: importlib.import_module("kafka_loads").kafka(run),
+    "kv": lambda run: importlib.import_module("kv").kv(run),
 }  # fmt: skip
 
 
@@ -343,23 +348,25 @@ def headline(found: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description="Run the benchmarks beside their peers.")
+def common(p: argparse.ArgumentParser, out: str) -> None:
+    """What every way to run workloads takes."""
     p.add_argument("--peers", type=Path, help="the environment that peers.sh made")
-    p.add_argument("--only", default=",".join(WORKLOADS), help="workloads, separated by commas")
     p.add_argument("--quick", action="store_true", help="a fifth of everything: to see that it runs")
     p.add_argument("--dir", type=Path, help="where the data lies meanwhile")
     p.add_argument("--locomo", type=Path, default=LOCOMO, help="folder with conv-*.json")
-    p.add_argument("--out", type=Path, default=Path("bench"), help="writes OUT.json and OUT.md (default: bench)")
+    p.add_argument("--out", type=Path, default=Path(out), help=f"writes OUT.json and OUT.md (default: {out})")
     p.add_argument("--docs", type=Path, help="a page whose marked place takes the table")
-    arguments = p.parse_args()
+
+
+def measure(arguments: argparse.Namespace, workloads: Mapping[str, Callable[[Run], None]]) -> None:
+    """Run workloads, and write what they found."""
     run = Run(arguments)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     found: dict[str, Any] = {"commit": commit.stdout.strip() or "unknown", "machine": machine()}
     text = ""
-    for name in arguments.only.split(","):
+    for name, workload in workloads.items():
         print(f"{name} …", file=sys.stderr, flush=True)
-        WORKLOADS[name](run)
+        workload(run)
         found |= {"goals": [vars(goal) for goal in run.goals], "rows": [row.to_json() for row in run.rows]}
         # After each workload, so that what was measured survives what comes next.
         arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -368,6 +375,14 @@ def main() -> None:
     print(text)
     if arguments.docs is not None:
         into_page(arguments.docs, text)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description="Run the benchmarks beside their peers.")
+    p.add_argument("--only", default=",".join(WORKLOADS), help="workloads, separated by commas")
+    common(p, "bench")
+    arguments = p.parse_args()
+    measure(arguments, {name: WORKLOADS[name] for name in arguments.only.split(",")})
 
 
 if __name__ == "__main__":

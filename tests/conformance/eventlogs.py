@@ -37,8 +37,8 @@ from memos_syscalls.errors import MemError
 
 CANARY = "zyzzyva-canary"
 NAMES = {
-    "genesis", "epoch.opened", "checkpoint", "cube.allocated", "cube.written", "cube.state_changed", "cubes.expired",
-    "cube.merged", "cube.unmerged", "namespace.forked", "cubes.shredded", "log.moved",
+    "genesis", "epoch.opened", "checkpoint", "cube.allocated", "cube.written", "cube.state_changed", "cube.pinned",
+    "cubes.expired", "cube.merged", "cube.unmerged", "namespace.forked", "cubes.shredded", "log.moved",
 }  # fmt: skip
 """Written into logs that must stay readable: a name may be added here, none may go or change."""
 
@@ -174,7 +174,9 @@ class EventLogSuite(abc.ABC):
         note()
         k.reopen()
         note()
-        for call, cube in (("mem_freeze", 3), ("mem_thaw", 3), ("mem_archive", 3), ("mem_restore", 3), ("mem_free", 4)):
+        for call, cube in (
+            ("mem_freeze", 3), ("mem_thaw", 3), ("mem_archive", 3), ("mem_restore", 3), ("mem_pin", 3), ("mem_free", 4),
+        ):  # fmt: skip
             k(call, ALICE, cube_id=made[cube])
             note()
         k("mem_fork", ALICE, namespace="alice/notes", to="alice/fork")

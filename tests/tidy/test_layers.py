@@ -20,9 +20,12 @@ TOOLS_MAY_IMPORT = (
         "events", "state", "reducer", "upcast", "eventlog", "keystore", "masterkey", "crypto", "chain", "private", "answers",
         "vault", "verify", "governance", "lifecycle", "offline", "topicoffline", "topickeys", "config", "moving",
     )),
-    "memos_drivers.stores",
+    "memos_drivers.stores", "memos_drivers.lm",
 )  # fmt: skip
 """Offline tools read the log with the kernel's own code: these modules, and those below them, and nothing else."""
+
+CLIENT_MAY_IMPORT = {"memos_client.hf": ("memos_drivers.lm", "memos_drivers.tensors")}
+"""A model inside the caller's own process is recognised, and its cache built, with the driver's code."""
 
 PURE = (
     *sorted(path.stem for path in PACKAGES["memos_kernel"].glob("decide*.py")),
@@ -55,6 +58,10 @@ def test_imports_only_point_down(package: str) -> None:
                 continue
             if package == "memos_tools" and any(name == one or name.startswith(one + ".") for one in TOOLS_MAY_IMPORT):
                 continue
+            if name == "memos_drivers" or name.startswith(CLIENT_MAY_IMPORT.get(module.name, ("-",))):
+                # The second; the first comes with it as a name of its own.
+                if module.name in CLIENT_MAY_IMPORT:
+                    continue
             if package == "memos_tools" and name in ("memos_kernel", "memos_drivers"):
                 # `from memos_kernel import events`: the module itself comes as its own name.
                 continue

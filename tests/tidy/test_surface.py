@@ -21,7 +21,10 @@ from memos_syscalls.table import TABLE, Flag, Syscall
 from memos_tools import docgen
 from memos_tools.shell import Shell
 
-UUIDS = {"$ID2": "0192f0c1-0000-7000-8000-000000000002", "$ID": "0192f0c1-0000-7000-8000-000000000001"}
+UUIDS = {
+    "$JOB": "0192f0c100007000800000000000000a", "$ID2": "0192f0c1-0000-7000-8000-000000000002",
+    "$ID": "0192f0c1-0000-7000-8000-000000000001",
+}  # fmt: skip
 
 
 def name_of(call: Syscall) -> str:

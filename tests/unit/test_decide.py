@@ -8,8 +8,10 @@ import pytest
 from tests.inside import ADMIN, ALICE, Inside
 
 from memos_kernel.decide import Call, Decision
+from memos_kernel.decide_migrate import Product
 from memos_kernel.events import Slot
-from memos_kernel.governance import Caller
+from memos_kernel.governance import Caller, raw_id
+from memos_kernel.state import CONTENT
 from memos_syscalls.errors import MemError
 from memos_syscalls.table import BY_NAME, TABLE, Flag
 
@@ -38,7 +40,13 @@ def decide(k: Inside, name: str, caller: Caller = ADMIN, *, seconds: int = 0, **
     contents = [item.content.encode() for item in items if isinstance(getattr(item, "content", None), str)]
     chain = k.kernel.chain
     now = chain.time + 1 + seconds * 10**9
-    call = Call(request, caller, chain.seq + 1, now, Numbered(), k.kernel.opener, b"h" * 32, contents)
+    product = None
+    if name == "mem_migrate":
+        source = raw_id(args["cube_id"])
+        version = k.kernel.tables.cube(source).version if k.kernel.tables.cube(source) else 1  # type: ignore[union-attr]
+        product = Product("activation", "alice", None, [(source, version, CONTENT)], {"method": "prefill"}, None, 0, [])
+        contents = [b"tensors"]
+    call = Call(request, caller, chain.seq + 1, now, Numbered(), k.kernel.opener, b"h" * 32, contents, product)
     return k.kernel.decisions[type(request)](k.kernel.tables, call)
 
 
@@ -71,7 +79,8 @@ def allowed(made: Made) -> dict[str, dict[str, Any]]:
         "mem_fuse": {"cube_ids": [made.live, made.second], "strategy": "timeline"}, "mem_unfuse": {"cube_id": made.fused},
         "mem_fork": {"namespace": "alice", "to": "copy"}, "mem_freeze": {"cube_id": made.live},
         "mem_thaw": {"cube_id": made.frozen}, "mem_archive": {"cube_id": made.live}, "mem_restore": {"cube_id": made.archived},
-        "mem_shred": {"cube_id": made.sources[0]},
+        "mem_migrate": {"cube_id": made.live, "to": "activation"},
+        "mem_shred": {"cube_id": made.sources[0]}, "mem_pin": {"cube_id": made.frozen}, "mem_unpin": {"cube_id": made.live},
     }  # fmt: skip
 
 
@@ -93,6 +102,8 @@ def refused(made: Made) -> list[tuple[str, str, dict[str, Any]]]:
     return [
         *((errno, name, {"cube_id": getattr(made, state), **more}) for state, errno in states
           for name, more in (("mem_write", {"content": "x"}), ("mem_archive", {}), ("mem_rollback", {"to_version": 1}))),
+        ("ENOENT", "mem_pin", {"cube_id": made.expired}), ("ESHREDDED", "mem_unpin", {"cube_id": made.shredded}),
+        ("ECONFLICT", "mem_pin", {"cube_id": made.live, "expect_version": 1}),
         *(("EINVAL", "mem_write", {"cube_id": cube, "content": "x"}) for cube in (made.archived, made.sources[0])),
         ("ECONFLICT", "mem_write", {"cube_id": made.live, "content": "x", "expect_version": 1}),
         ("ECONFLICT", "mem_free", {"cube_id": made.live, "expect_version": 3}),

@@ -12,7 +12,7 @@ from memos_tools.shell_args import COMMANDS, split
 
 ID = "01920000-0000-7000-8000-000000000001"
 ID2 = "01920000-0000-7000-8000-000000000002"
-VARIABLES = {"ID": ID, "ID2": ID2, "a.offset": "7"}
+VARIABLES = {"JOB": "0192f0c100007000800000000000000a", "ID": ID, "ID2": ID2, "a.offset": "7"}
 
 
 def words(line: str) -> list[str]:

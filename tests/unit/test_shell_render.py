@@ -36,6 +36,23 @@ REPLIES: dict[type[BaseModel], dict[str, Any]] = {
     m.MemDiffReply: {"diff": "--- 1\n+++ 2\n-a\n+b\n", "header": {"tags": [["x"], ["y"]]}},
     m.MemForkReply: {"namespace": "b", "cubes": 3, "offset": 9},
     m.MemFuseReply: {"cube_id": ID, "version": 1, "offset": 9, "sources": [{"cube_id": ID, "version": 2}]},
+    m.MemMigrateReply: {"cube_id": ID, "version": 1, "offset": 9, "job_id": "j1", "timings": {"prefill": 0.5}},
+    m.MemMapReply: {
+        "cube_id": ID, "version": 1, "form": "activation", "offset": 9, "bytes": 72, "fd": 0, "tier": "host",
+        "layout": {
+            "tensors": [{"name": "k.0", "dtype": "F32", "shape": [1, 2], "offset": 64, "bytes": 8}], "metadata": {"a": "b"},
+        },
+    },
+    m.MemInferItem: {"text": "Hi"},
+    m.MemInferReply: {
+        "text": "Hi", "model": "smollm2", "tokens_in": 30, "tokens_reused": 20, "tokens_out": 1, "finish": "stop",
+        "ttft_ms": 9.5, "tokens_per_s": 0.0,
+        "attached": [{"cube_id": ID, "version": 1, "form": "activation", "how": "attached", "tokens": 10}],
+    },
+    m.JobReply: {
+        "job_id": "j1", "kind": "capture", "state": "failed", "progress": 0.5, "message": "x", "created_at": 10**18,
+        "finished_at": 10**18, "error": {"errno": "EIO", "detail": "x", "advice": "y"},
+    },
     m.MemUnfuseReply: {"cube_id": ID, "version": 2, "offset": 9, "restored": [ID]},
     m.MemAllocManyReply: {"items": [{"cube_id": ID, "version": 1}], "offset": 9},
     m.MemShredReply: {
@@ -56,7 +73,8 @@ REPLIES: dict[type[BaseModel], dict[str, Any]] = {
         "principal": "uid:7", "admin": True,
     },
 }  # fmt: skip
-SHOWN = sorted({call.item or call.reply for call in TABLE}, key=lambda model: model.__name__)
+ALL = {model for call in TABLE for model in (call.item or call.reply, call.reply) if model is not m.Reply}
+SHOWN = sorted(ALL, key=lambda model: model.__name__)
 
 
 @pytest.mark.parametrize("model", SHOWN, ids=lambda model: model.__name__)

@@ -129,7 +129,7 @@ def test_completion_offers_commands_options_choices_and_recent_cubes() -> None:
 
     assert {"alloc", "alloc-many", "ingest"} >= offered("al") | offered("ing") >= {"alloc", "ingest"}
     assert "--expect-version" in offered("write x --ex")
-    assert offered("fuse x --strategy ") == {"dedupe", "merge", "timeline"}
+    assert offered("fuse x --strategy ") == {"dedupe", "merge", "timeline", "kv"}
     assert offered("x = read 0192") == {ID} and offered("read $") == {"$a"}
 
 

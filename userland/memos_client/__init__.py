@@ -40,13 +40,22 @@ from memos_syscalls.errors import (
 )
 from memos_syscalls.messages import (
     AllocatedItem,
+    Attached,
+    AttachedCube,
     CubeHeader,
+    JobReply,
+    MapLayout,
+    MapTensor,
     MemAllocManyReply,
     MemDiffReply,
     MemForkReply,
     MemFuseReply,
     MemHistoryReply,
+    MemInferItem,
+    MemInferReply,
     MemListReply,
+    MemMapReply,
+    MemMigrateReply,
     MemReadReply,
     MemSearchReply,
     MemShredReply,
@@ -70,6 +79,7 @@ from memos_syscalls.messages import (
 )
 
 from ._calls import AsyncStream, Stream
+from ._session import open_map
 from .aio import AsyncKernel
 from .sync import Kernel
 
@@ -78,6 +88,7 @@ __all__ = [
     "AsyncKernel",
     "Stream",
     "AsyncStream",
+    "open_map",
     "MemError",
     "MemAgain",
     "MemBusy",
@@ -104,13 +115,22 @@ __all__ = [
     "MemTooLarge",
     "MemUnreachable",
     "AllocatedItem",
+    "Attached",
+    "AttachedCube",
     "CubeHeader",
+    "JobReply",
+    "MapLayout",
+    "MapTensor",
     "MemAllocManyReply",
     "MemDiffReply",
     "MemForkReply",
     "MemFuseReply",
     "MemHistoryReply",
+    "MemInferItem",
+    "MemInferReply",
     "MemListReply",
+    "MemMapReply",
+    "MemMigrateReply",
     "MemReadReply",
     "MemSearchReply",
     "MemShredReply",

@@ -7,8 +7,8 @@ left out, or None, takes the kernel's default.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Final, Generic, Literal, Self, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 
 from memos_syscalls import messages as m
 
@@ -61,6 +61,7 @@ _MEM_SEARCH: Final = Call("mem_search", m.MemSearchReply)
 _MEM_COMPOSE: Final = Call("mem_compose", m.Mutated)
 _MEM_FUSE: Final = Call("mem_fuse", m.MemFuseReply)
 _MEM_UNFUSE: Final = Call("mem_unfuse", m.MemUnfuseReply)
+_MEM_MIGRATE: Final = Call("mem_migrate", m.MemMigrateReply)
 _MEM_HISTORY: Final = Call("mem_history", m.MemHistoryReply)
 _MEM_DIFF: Final = Call("mem_diff", m.MemDiffReply)
 _MEM_ROLLBACK: Final = Call("mem_rollback", m.Mutated)
@@ -69,8 +70,16 @@ _MEM_FREEZE: Final = Call("mem_freeze", m.StateReply)
 _MEM_THAW: Final = Call("mem_thaw", m.StateReply)
 _MEM_ARCHIVE: Final = Call("mem_archive", m.StateReply)
 _MEM_RESTORE: Final = Call("mem_restore", m.StateReply)
+_MEM_PIN: Final = Call("mem_pin", m.StateReply)
+_MEM_UNPIN: Final = Call("mem_unpin", m.StateReply)
 _MEM_SHRED: Final = Call("mem_shred", m.MemShredReply)
+_MEM_MAP: Final = Call("mem_map", m.MemMapReply)
+_MEM_INFER: Final = Call("mem_infer", m.MemInferReply)
+_MEM_INFER_ITEM: Final = Call("mem_infer", m.MemInferItem)
 _MEM_WATCH: Final = Call("mem_watch", m.WatchItem)
+_JOB_STATUS: Final = Call("job_status", m.JobReply)
+_JOB_WAIT: Final = Call("job_wait", m.JobReply)
+_JOB_CANCEL: Final = Call("job_cancel", m.JobReply)
 
 
 class Calls(ABC):
@@ -91,7 +100,7 @@ class Calls(ABC):
     ) -> m.SysInfoReply:
         """What this kernel is and where its log stands.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _SYS_INFO,
@@ -107,7 +116,7 @@ class Calls(ABC):
     ) -> m.SysStatsReply:
         """Counters and latency histograms.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _SYS_STATS,
@@ -123,7 +132,7 @@ class Calls(ABC):
     ) -> m.SysSnapshotReply:
         """Write a snapshot of the view (RocksDB checkpoint, position and digest). For the kernel's own uid.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _SYS_SNAPSHOT,
@@ -140,7 +149,7 @@ class Calls(ABC):
     ) -> m.SysVerifyReply:
         """Check the log: chain, MACs, signatures; `full` also decrypts, replays and compares. For the kernel's own uid.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _SYS_VERIFY,
@@ -157,7 +166,7 @@ class Calls(ABC):
     ) -> m.SysPromoteReply:
         """Make a standby the kernel that writes; whoever wrote before is fenced.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _SYS_PROMOTE,
@@ -207,7 +216,7 @@ class Calls(ABC):
         parents: Cubes that this one was made from; erasing one of them erases this too.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_ALLOC,
@@ -245,7 +254,7 @@ class Calls(ABC):
 
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_ALLOC_MANY,
@@ -274,7 +283,7 @@ class Calls(ABC):
         at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
         version: This version instead of the newest.
         parts: What to return.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_READ,
@@ -303,7 +312,7 @@ class Calls(ABC):
         at_offset: Answer as after the record with this offset.
         at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
         version: This version instead of the newest.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_STAT,
@@ -339,7 +348,7 @@ class Calls(ABC):
         tags: Cubes that carry all of these tags.
         name: Cubes of exactly this name.
         cursor: `next_cursor` of the last page.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_LIST,
@@ -396,7 +405,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_WRITE,
@@ -436,7 +445,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_FREE,
@@ -479,7 +488,7 @@ class Calls(ABC):
         until: Facts that already held at or before this event time.
         explain: Say for each hit which retriever found it, at which rank, and why.
         query_embedding: The query's vector, if the caller has it.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_SEARCH,
@@ -515,7 +524,7 @@ class Calls(ABC):
 
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_COMPOSE,
@@ -532,7 +541,7 @@ class Calls(ABC):
     def mem_fuse(
         self,
         cube_ids: Sequence[str],
-        strategy: Literal["dedupe", "merge", "timeline"],
+        strategy: Literal["dedupe", "merge", "timeline", "kv"],
         namespace: str | None = None,
         *,
         params: Mapping[str, Any] | None = None,
@@ -542,12 +551,13 @@ class Calls(ABC):
     ) -> m.MemFuseReply:
         """Fuse cubes into one; the sources become `merged` and stay readable.
 
-        strategy: dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time.
+        strategy: dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time; kv:
+            KV caches into one, keys rotated to their new places and a share of the tokens computed again.
         namespace: Where the fused cube lives; the first source's namespace if absent.
-        params: name: name of the fused cube.
+        params: name: name of the fused cube; with kv also recompute: share of tokens, 0 to 1.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_FUSE,
@@ -577,13 +587,63 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_UNFUSE,
             {
                 "cube_id": cube_id,
                 "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_migrate(
+        self,
+        cube_id: str | None = None,
+        namespace: str | None = None,
+        *,
+        cube_ids: Sequence[str] | None = None,
+        to: Literal["activation"] | None = None,
+        tier: m.Tier | None = None,
+        model: str | None = None,
+        name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        wait: bool | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemMigrateReply:
+        """Make a derived cube in another form, or move a payload to another tier; the sources stay as they are.
+
+        cube_id: The cube.
+        namespace: Where the derived cube lives; the first source's if absent.
+        cube_ids: Several cubes, in the order in which the model is to read them.
+        to: activation: prefill the text and keep the KV cache.
+        tier: Move a KV cache's payload: device and host are caches of what is on disk.
+        model: Which of the kernel's models; the first one if absent.
+        name: Name of the derived cube.
+        params: system: system message that stands before the memory; stored: float32, float16, bfloat16 or int8;
+            neighbours: how many older cubes of the namespace to capture it behind (for composing), or their ids.
+        wait: Answer when the derived cube is there; without it, as soon as the job is accepted.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        """
+        return self._call(
+            _MEM_MIGRATE,
+            {
+                "cube_id": cube_id,
+                "namespace": namespace,
+                "cube_ids": cube_ids,
+                "to": to,
+                "tier": tier,
+                "model": model,
+                "name": name,
+                "params": params,
+                "wait": wait,
                 "request_id": request_id,
                 "actor_note": actor_note,
                 "deadline_ms": deadline_ms,
@@ -598,7 +658,7 @@ class Calls(ABC):
     ) -> m.MemHistoryReply:
         """List a cube's versions, oldest first.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_HISTORY,
@@ -618,7 +678,7 @@ class Calls(ABC):
     ) -> m.MemDiffReply:
         """Compare two versions.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_DIFF,
@@ -646,7 +706,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_ROLLBACK,
@@ -675,7 +735,7 @@ class Calls(ABC):
         at_offset: Fork the namespace as it was then.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_FORK,
@@ -704,7 +764,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_FREEZE,
@@ -732,7 +792,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_THAW,
@@ -760,7 +820,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_ARCHIVE,
@@ -788,10 +848,66 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_RESTORE,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_pin(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Keep a cube's payload in the upper tiers, whatever else wants the room; a pin outlives restarts.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        """
+        return self._call(
+            _MEM_PIN,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def mem_unpin(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Let a cube's payload leave the upper tiers again.
+
+        cube_id: The cube.
+        expect_version: Refuse with ECONFLICT unless this is the cube's version.
+        request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
+        actor_note: Why; kept in the audit trail.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        """
+        return self._call(
+            _MEM_UNPIN,
             {
                 "cube_id": cube_id,
                 "expect_version": expect_version,
@@ -819,7 +935,7 @@ class Calls(ABC):
         expect_version: With cube_id: refuse with ECONFLICT if not at this version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._call(
             _MEM_SHRED,
@@ -834,6 +950,127 @@ class Calls(ABC):
             },
         )
 
+    def mem_map(
+        self,
+        cube_id: str,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        version: int | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemMapReply:
+        """Map a payload: a descriptor of sealed memory that holds it, without a copy of your own.
+
+        cube_id: The cube.
+        at_offset: Answer as after the record with this offset.
+        at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
+        version: This version instead of the newest.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        """
+        return self._call(
+            _MEM_MAP,
+            {
+                "cube_id": cube_id,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "version": version,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    @overload
+    def mem_infer(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
+        cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
+        on_miss: Literal["refuse", "recompute"] | None = None,
+        recompute: float | None = None,
+        model: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        deadline_ms: int | None = None,
+        stream: Literal[False] | None = None,
+    ) -> m.MemInferReply: ...
+
+    @overload
+    def mem_infer(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
+        cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
+        on_miss: Literal["refuse", "recompute"] | None = None,
+        recompute: float | None = None,
+        model: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        deadline_ms: int | None = None,
+        stream: Literal[True],
+    ) -> Stream[m.MemInferItem]: ...
+
+    def mem_infer(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
+        cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
+        on_miss: Literal["refuse", "recompute"] | None = None,
+        recompute: float | None = None,
+        model: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        deadline_ms: int | None = None,
+        stream: bool | None = None,
+    ) -> m.MemInferReply | Stream[m.MemInferItem]:
+        """Let the model answer, with cubes attached: texts are read, KV caches are continued from.
+
+        prompt: What the user says.
+        messages: A conversation instead of a prompt; a system message stands first.
+        cubes: Cubes to put before the prompt, in this order: an id, or {cube_id, version}.
+        on_miss: When a cache is stale or another model's: refuse (ESTALE, EMODEL), or prefill its sources' text.
+        recompute: With several caches: share of their tokens to compute again.
+        model: Which of the kernel's models; the first one if absent.
+        max_new_tokens: Tokens of the answer, at most.
+        temperature: 0 takes the likeliest token each time.
+        top_p: Choose among the likeliest that add up to this.
+        top_k: Choose among so many; 0 for all.
+        seed: The same seed gives the same text.
+        stop: Texts at which to stop.
+        stream: Send the text in pieces as it comes.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        """
+        args: dict[str, Any] = {
+            "prompt": prompt,
+            "messages": messages,
+            "cubes": cubes,
+            "on_miss": on_miss,
+            "recompute": recompute,
+            "model": model,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+            "stop": stop,
+            "stream": stream,
+            "deadline_ms": deadline_ms,
+        }
+        return self._stream(_MEM_INFER_ITEM, args) if stream else self._call(_MEM_INFER, args)
+
     def mem_watch(
         self,
         namespace: str | None = None,
@@ -847,7 +1084,7 @@ class Calls(ABC):
         namespace: This namespace and all below it.
         from_offset: First offset to deliver; without it, only what is new.
         events: Only these event names.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
         """
         return self._stream(
             _MEM_WATCH,
@@ -855,6 +1092,63 @@ class Calls(ABC):
                 "namespace": namespace,
                 "from_offset": from_offset,
                 "events": events,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def job_status(
+        self,
+        job_id: str,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.JobReply:
+        """Where a job stands.
+
+        job_id: The job.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        """
+        return self._call(
+            _JOB_STATUS,
+            {
+                "job_id": job_id,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def job_wait(
+        self,
+        job_id: str,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.JobReply:
+        """Wait until a job is over.
+
+        job_id: The job.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        """
+        return self._call(
+            _JOB_WAIT,
+            {
+                "job_id": job_id,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    def job_cancel(
+        self,
+        job_id: str,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.JobReply:
+        """Give a job up; what it has committed stays.
+
+        job_id: The job.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        """
+        return self._call(
+            _JOB_CANCEL,
+            {
+                "job_id": job_id,
                 "deadline_ms": deadline_ms,
             },
         )
@@ -1210,7 +1504,7 @@ class AsyncCalls(ABC):
     async def mem_fuse(
         self,
         cube_ids: Sequence[str],
-        strategy: Literal["dedupe", "merge", "timeline"],
+        strategy: Literal["dedupe", "merge", "timeline", "kv"],
         namespace: str | None = None,
         *,
         params: Mapping[str, Any] | None = None,
@@ -1247,6 +1541,41 @@ class AsyncCalls(ABC):
             {
                 "cube_id": cube_id,
                 "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_migrate(
+        self,
+        cube_id: str | None = None,
+        namespace: str | None = None,
+        *,
+        cube_ids: Sequence[str] | None = None,
+        to: Literal["activation"] | None = None,
+        tier: m.Tier | None = None,
+        model: str | None = None,
+        name: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        wait: bool | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemMigrateReply:
+        """Make a derived cube in another form, or move a payload to another tier; the sources stay as they are."""
+        return await self._call(
+            _MEM_MIGRATE,
+            {
+                "cube_id": cube_id,
+                "namespace": namespace,
+                "cube_ids": cube_ids,
+                "to": to,
+                "tier": tier,
+                "model": model,
+                "name": name,
+                "params": params,
+                "wait": wait,
                 "request_id": request_id,
                 "actor_note": actor_note,
                 "deadline_ms": deadline_ms,
@@ -1417,6 +1746,48 @@ class AsyncCalls(ABC):
             },
         )
 
+    async def mem_pin(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Keep a cube's payload in the upper tiers, whatever else wants the room; a pin outlives restarts."""
+        return await self._call(
+            _MEM_PIN,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def mem_unpin(
+        self,
+        cube_id: str,
+        *,
+        expect_version: int | None = None,
+        request_id: str | None = None,
+        actor_note: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.StateReply:
+        """Let a cube's payload leave the upper tiers again."""
+        return await self._call(
+            _MEM_UNPIN,
+            {
+                "cube_id": cube_id,
+                "expect_version": expect_version,
+                "request_id": request_id,
+                "actor_note": actor_note,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
     async def mem_shred(
         self,
         cube_id: str | None = None,
@@ -1442,6 +1813,104 @@ class AsyncCalls(ABC):
             },
         )
 
+    async def mem_map(
+        self,
+        cube_id: str,
+        *,
+        at_offset: int | None = None,
+        at_time: str | int | None = None,
+        version: int | None = None,
+        deadline_ms: int | None = None,
+    ) -> m.MemMapReply:
+        """Map a payload: a descriptor of sealed memory that holds it, without a copy of your own."""
+        return await self._call(
+            _MEM_MAP,
+            {
+                "cube_id": cube_id,
+                "at_offset": at_offset,
+                "at_time": at_time,
+                "version": version,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    @overload
+    def mem_infer(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
+        cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
+        on_miss: Literal["refuse", "recompute"] | None = None,
+        recompute: float | None = None,
+        model: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        deadline_ms: int | None = None,
+        stream: Literal[False] | None = None,
+    ) -> Coroutine[Any, Any, m.MemInferReply]: ...
+
+    @overload
+    def mem_infer(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
+        cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
+        on_miss: Literal["refuse", "recompute"] | None = None,
+        recompute: float | None = None,
+        model: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        deadline_ms: int | None = None,
+        stream: Literal[True],
+    ) -> AsyncStream[m.MemInferItem]: ...
+
+    def mem_infer(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
+        cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
+        on_miss: Literal["refuse", "recompute"] | None = None,
+        recompute: float | None = None,
+        model: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        deadline_ms: int | None = None,
+        stream: bool | None = None,
+    ) -> Coroutine[Any, Any, m.MemInferReply] | AsyncStream[m.MemInferItem]:
+        """Let the model answer, with cubes attached: texts are read, KV caches are continued from."""
+        args: dict[str, Any] = {
+            "prompt": prompt,
+            "messages": messages,
+            "cubes": cubes,
+            "on_miss": on_miss,
+            "recompute": recompute,
+            "model": model,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+            "stop": stop,
+            "stream": stream,
+            "deadline_ms": deadline_ms,
+        }
+        return self._stream(_MEM_INFER_ITEM, args) if stream else self._call(_MEM_INFER, args)
+
     def mem_watch(
         self,
         namespace: str | None = None,
@@ -1457,6 +1926,51 @@ class AsyncCalls(ABC):
                 "namespace": namespace,
                 "from_offset": from_offset,
                 "events": events,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def job_status(
+        self,
+        job_id: str,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.JobReply:
+        """Where a job stands."""
+        return await self._call(
+            _JOB_STATUS,
+            {
+                "job_id": job_id,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def job_wait(
+        self,
+        job_id: str,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.JobReply:
+        """Wait until a job is over."""
+        return await self._call(
+            _JOB_WAIT,
+            {
+                "job_id": job_id,
+                "deadline_ms": deadline_ms,
+            },
+        )
+
+    async def job_cancel(
+        self,
+        job_id: str,
+        *,
+        deadline_ms: int | None = None,
+    ) -> m.JobReply:
+        """Give a job up; what it has committed stays."""
+        return await self._call(
+            _JOB_CANCEL,
+            {
+                "job_id": job_id,
                 "deadline_ms": deadline_ms,
             },
         )

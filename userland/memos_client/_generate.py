@@ -1,6 +1,6 @@
 """Writes `_calls.py`, the typed methods of both clients, from the table: `python -m memos_client._generate [--check]`.
 
-Rules: `query`, ids, `items`, `namespace`, `to` and `content` come first, in that order, and may be given by position;
+Rules: `query`, `prompt`, ids, `items`, `namespace`, `to` and `content` come first, in that order, and may be given by position;
 then the other required arguments; all others are keyword-only and None when absent, which means the kernel's default.
 `fd` and `encoding` are the library's business and are left out. Docstrings are the models' descriptions.
 """
@@ -22,10 +22,12 @@ from memos_syscalls.table import TABLE, Flag, Syscall
 
 TARGET: Final = Path(__file__).with_name("_calls.py")
 COLUMNS: Final = 116
-POSITIONAL: Final = ("query", "cube_id", "cube_ids", "items", "strategy", "namespace", "to", "content")
+POSITIONAL: Final = ("query", "prompt", "cube_id", "cube_ids", "items", "strategy", "namespace", "to", "content")
+OFTEN: Final = ("prompt", "cube_id", "namespace", "content")
+"""By position though not required."""
 HIDDEN: Final = frozenset({"fd", "encoding"})
 LAST: Final = ("expect_version", "request_id", "actor_note", "deadline_ms")
-ALIASES: Final = {m.Form: "m.Form", m.State: "m.State", m.Origin: "m.Origin"}
+ALIASES: Final = {m.Form: "m.Form", m.State: "m.State", m.Origin: "m.Origin", m.Tier: "m.Tier"}
 
 HEAD: Final = '''\
 """Every syscall as a typed method. GENERATED from the table by `python -m memos_client._generate`: do not edit.
@@ -37,8 +39,8 @@ left out, or None, takes the kernel's default.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Final, Generic, Literal, Self, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 
 from memos_syscalls import messages as m
 
@@ -137,7 +139,7 @@ def ordered(call: Syscall) -> list[tuple[str, FieldInfo, bool]]:
         name, _, required = entry
         if name in LAST:
             return 3, LAST.index(name)
-        if name in POSITIONAL and (required or name in ("cube_id", "namespace", "content")):
+        if name in POSITIONAL and (required or name in OFTEN):
             return (0 if required else 1), POSITIONAL.index(name)
         return (0, len(POSITIONAL)) if required else (2, 0)
 
@@ -149,7 +151,7 @@ def signature(call: Syscall) -> list[str]:
     lines: list[str] = []
     keyword_only = False
     for name, field, required in ordered(call):
-        by_position = required or name in ("cube_id", "namespace", "content")
+        by_position = required or name in OFTEN
         if not by_position and not keyword_only:
             keyword_only = True
             lines.append("*")
@@ -173,8 +175,33 @@ def constant(call: Syscall) -> str:
     return f"_{call.name.upper()}"
 
 
+def may_stream(call: Syscall) -> bool:
+    """Whether its caller chooses between a reply and items, by `stream`."""
+    return call.item is not None and Flag.STREAM not in call.flags
+
+
+def chooser(call: Syscall, *, is_async: bool) -> str:
+    """The method of a call that answers with a reply or, with `stream=True`, with items."""
+    assert call.item is not None, "asked of calls that may stream"
+    parameters = [p for p in signature(call) if not p.startswith("stream:")]
+    names = [name for name, _, _ in ordered(call)]
+    reply, stream = f"m.{call.reply.__name__}", f"{'AsyncStream' if is_async else 'Stream'}[m.{call.item.__name__}]"
+    whole = f"Coroutine[Any, Any, {reply}]" if is_async else reply
+    lines: list[str] = []
+    for kind, returns in (("Literal[False] | None = None", whole), ("Literal[True]", stream)):
+        lines += ["@overload", f"def {call.name}(", "    self,", *(f"    {p}," for p in parameters), f"    stream: {kind},"]
+        lines += [f") -> {returns}: ...", ""]
+    lines += [f"def {call.name}(", "    self,", *(f"    {p}," for p in parameters), "    stream: bool | None = None,"]
+    lines += [f") -> {whole} | {stream}:", *(f"    {line}" if line else "" for line in docstring(call, whole=not is_async))]
+    lines += ["    args: dict[str, Any] = {", *(f'        "{name}": {name},' for name in names), "    }"]
+    lines += [f"    return self._stream({constant(call)}_ITEM, args) if stream else self._call({constant(call)}, args)"]
+    return textwrap.indent("\n".join(lines) + "\n", "    ")
+
+
 def method(call: Syscall, *, is_async: bool) -> str:
     """One method, as source."""
+    if may_stream(call):
+        return chooser(call, is_async=is_async)
     streams = Flag.STREAM in call.flags
     reply = f"m.{(call.item or call.reply).__name__}"
     returns = f"{'AsyncStream' if is_async else 'Stream'}[{reply}]" if streams else reply
@@ -190,7 +217,12 @@ def method(call: Syscall, *, is_async: bool) -> str:
 def generate() -> str:
     """The whole of `_calls.py`."""
     calls = [call for call in TABLE if Flag.SESSION not in call.flags]
-    constants = [f'{constant(c)}: Final = Call("{c.name}", m.{(c.item or c.reply).__name__})' for c in calls]
+    constants: list[str] = []
+    for c in calls:
+        kind = c.reply if may_stream(c) else c.item or c.reply
+        constants.append(f'{constant(c)}: Final = Call("{c.name}", m.{kind.__name__})')
+        if may_stream(c) and c.item is not None:
+            constants.append(f'{constant(c)}_ITEM: Final = Call("{c.name}", m.{c.item.__name__})')
     sync = "\n".join([SYNC_CLASS, *(method(c, is_async=False) for c in calls)])
     coroutines = "\n".join([ASYNC_CLASS, *(method(c, is_async=True) for c in calls)])
     return HEAD + "\n".join(constants) + "\n\n\n" + sync + "\n\n" + coroutines

@@ -15,6 +15,7 @@ Requests are not validated here, for the kernel does that; replies are, by the t
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import struct
 from collections import deque
@@ -36,7 +37,7 @@ from memos_syscalls.errors import (
     Outcome,
     from_wire,
 )
-from memos_syscalls.messages import Reply, SysCancelReply, SysHelloReply
+from memos_syscalls.messages import MemMapReply, Reply, SysCancelReply, SysHelloReply
 from memos_syscalls.table import BY_NAME, Flag
 
 R = TypeVar("R", bound=Reply)
@@ -47,7 +48,6 @@ GRACE_S: Final = 1.0
 RETRY_PAUSES_S: Final = (0.0, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 """Pauses before each repeat; together long enough for a kernel to be restarted."""
 REPEAT_ADVICE: Final = "Look whether it happened; give such calls a `request_id`, and the client repeats them safely."
-_PATIENCE_S: Final = limits.DEADLINE_MS_DEFAULT / 1000 + GRACE_S
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _LENGTH: Final = struct.Struct("<I")
 
@@ -62,17 +62,20 @@ def default_path() -> str:
 class Call(Generic[R]):
     """A row of the table as the client needs it, with the type of its replies (or stream items)."""
 
-    __slots__ = ("carries_content", "mutates", "name", "number", "quick", "repeatable", "validate")
+    __slots__ = ("carries_content", "deadline_ms", "discloses", "mutates", "name", "number", "quick", "repeatable", "validate")
 
     def __init__(self, name: str, reply: type[R]) -> None:
         row = BY_NAME[name]
-        assert reply is (row.item or row.reply), "the generated calls are older than the table"
+        assert reply in (row.item, row.reply), "the generated calls are older than the table"
         self.name = name
         self.number = row.number
+        self.deadline_ms = row.deadline_ms
         self.repeatable = Flag.READ in row.flags
         self.mutates = not self.repeatable
         self.quick = self.repeatable and Flag.LONG not in row.flags  # The answer is there before a sleeper would be.
         self.carries_content = not row.request.model_fields.keys().isdisjoint(("content", "items"))
+        self.discloses = "content" in reply.model_fields
+        """Its reply's descriptor is a content to be read; another's is the caller's own."""
         # One Python frame less than `model_validate`, on the path of every call.
         self.validate = reply.__pydantic_validator__.validate_python
 
@@ -156,11 +159,11 @@ def given(args: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in args.items() if value is not None}
 
 
-def patience_s(args: Mapping[str, Any]) -> float:
+def patience_s(args: Mapping[str, Any], deadline_ms_default: int = limits.DEADLINE_MS_DEFAULT) -> float:
     """How long to wait for the reply."""
     deadline_ms = args.get("deadline_ms")
     if deadline_ms is None or not isinstance(deadline_ms, int):
-        return _PATIENCE_S
+        return deadline_ms_default / 1000 + GRACE_S
     return max(deadline_ms, 0) / 1000 + GRACE_S
 
 
@@ -168,13 +171,18 @@ def conclude(call: Call[R], message: Message) -> R:
     """The reply, or the kernel's error raised."""
     _, status, body, fd = message
     if status:
+        message.drop()
         raise from_wire(status, body)
-    if fd is not None:
+    if fd is not None and call.discloses:
         body["content"] = _disclose(fd, body)
-        body["fd"] = None
+        fd = None
+    if "fd" in body:
+        body["fd"] = fd
     try:
         return cast(R, call.validate(body))
     except ValidationError as error:
+        if fd is not None:
+            os.close(fd)
         what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)[:3])
         outcome: Outcome = "unknown" if call.mutates else "none"
         raise MemProtocol(f"the reply to {call.name} does not fit its model ({what})", outcome=outcome) from error
@@ -315,6 +323,19 @@ def _disclose(fd: int, body: Mapping[str, Any]) -> str | bytes:
         return data.decode() if encoding == "text" else bytes(data)
     except UnicodeDecodeError as error:
         raise MemProtocol(f"content marked as text is not UTF-8: {error}") from error
+
+
+def open_map(reply: MemMapReply) -> mmap.mmap:
+    """What `mem_map` answered, as memory that can be read; closes the descriptor. Sealed memory cannot be mapped for writing:
+    who needs to write maps `reply.fd` itself, privately. An empty payload cannot be mapped (`MemInvalid`)."""
+    try:
+        if not reply.bytes:
+            raise MemInvalid("an empty payload cannot be mapped", "Look at `reply.bytes` first.")
+        return mmap.mmap(reply.fd, reply.bytes, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:
+        raise MemIO(f"the payload cannot be mapped: {error}") from error
+    finally:
+        os.close(reply.fd)
 
 
 def _plain(value: Any) -> Any:

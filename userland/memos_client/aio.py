@@ -148,7 +148,7 @@ class AsyncKernel(AsyncCalls):
             message = await self._exchange(call, args, fds)
         finally:
             close_all(fds)
-        if message.fd is not None:
+        if message.fd is not None and call.discloses:
             # Shielded, for the thread must run to close the descriptor.
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, conclude, call, message))
         return conclude(call, message)
@@ -156,7 +156,7 @@ class AsyncKernel(AsyncCalls):
     async def _exchange(self, call: Call[Any], args: dict[str, Any], fds: Sequence[int]) -> Message:
         """One call's whole life on the wire, with its repeats."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + patience_s(args)
+        until = loop.time() + patience_s(args, call.deadline_ms)
         retry: Retry | None = None
         while True:
             sent = False

@@ -266,7 +266,7 @@ class Kernel(Calls):
 
     def _exchange(self, call: Call[Any], args: dict[str, Any], fds: Sequence[int]) -> Message:
         """One call's whole life on the wire, with its repeats."""
-        patience = patience_s(args)
+        patience = patience_s(args, call.deadline_ms)
         until = time.monotonic() + patience
         retry: Retry | None = None
         while True:

@@ -274,6 +274,8 @@ class _Walk:
                 yield from _sources(f[5], f[0])
             case ev.STATE_CHANGED:
                 yield f[0], f[3], f[1]
+            case ev.PINNED:
+                yield f[0], "pinned" if f[2] else "unpinned", f[1]
             case ev.EXPIRED:
                 yield from ((cube_id, "expired", version) for cube_id, version in f[0])
             case ev.MERGED:

@@ -24,7 +24,7 @@ from rich.console import Console
 from memos_kernel.events import Damaged
 from memos_syscalls.errors import MemError
 
-from . import audit, bisect, copy, doctor, loggrep, logview, proof, prove, rekey, repair, rewind, statediff
+from . import audit, bisect, copy, doctor, loggrep, logview, models_cmd, proof, prove, rekey, repair, rewind, statediff
 from .output import GOOD, UNUSABLE, Output, Trouble
 from .render import Rows, to_json
 
@@ -49,9 +49,7 @@ def _subcommands(parser: argparse.ArgumentParser, what: str) -> Callable[..., ar
             command.add_argument("--key-file", type=Path, help="the master key (default: DIR/master.key, or MEMOS_MASTER_KEY)")
         if keys and no_keys:
             command.add_argument("--no-keys", action="store_true", help="do without the master key: show what is public")
-            command.add_argument(
-                "--public-key", metavar="HEX", help="the log's public key, from a source that you trust"
-            )
+            command.add_argument("--public-key", metavar="HEX", help="the log's public key, from a source that you trust")
         return command
 
     return add
@@ -136,7 +134,10 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--socket", type=Path, required=True)
 
     c = add(
-        "anchor", proof.anchor, "export the newest signed checkpoint, or check the log against an exported one", keys=True,
+        "anchor",
+        proof.anchor,
+        "export the newest signed checkpoint, or check the log against an exported one",
+        keys=True,
         no_keys=True,
     )
     c.add_argument("source", metavar="SOURCE", help=SOURCE)
@@ -163,6 +164,10 @@ def parser() -> argparse.ArgumentParser:
     c = add("doctor", doctor.command, "look for what is wrong with this machine, directory or kernel", keys=True)
     c.add_argument("dir", metavar="SOURCE", nargs="?", help="a data directory, or kafka://HOST:PORT/TOPIC")
     c.add_argument("--socket", type=Path)
+
+    c = add("models", models_cmd.command, "list the language models that this machine has")
+    c.add_argument("models", metavar="MODEL", nargs="*", help="also this one: a directory, a .gguf file, or a repository's id")
+    c.add_argument("--cache-dir", type=Path, metavar="DIR", help="where converted models lie (default: ~/.cache/memos/models)")
 
     add("bench", None, "measure a kernel: `memctl bench --help`")
     return p

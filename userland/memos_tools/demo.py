@@ -1,4 +1,4 @@
-"""The demonstration: `python -m memos_tools.demo [--fast]`, a private kernel and a story of eight months in one minute.
+"""The demonstration: `python -m memos_tools.demo [--fast]`, a private kernel and a story of eight months in a minute.
 
 It starts a real kernel in a temporary directory, remembers a conversation, asks, edits, looks back, forks, fuses, erases,
 kills the kernel with signal 9, and checks the log offline. Every sentence it prints is followed by what the kernel
@@ -33,6 +33,8 @@ from memos_client import Kernel
 from memos_client.ingest import ingest
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemConflict, MemError, MemShredded, MemUnreachable
+
+from .demo_model import think
 
 CONVERSATION: Final = Path(__file__).parent / "data" / "conversation.json"
 SECRET: Final = "4471-KITE"
@@ -347,6 +349,7 @@ def tell(story: Story) -> None:
     job, offset = change(story, kernel)
     look_back(story, kernel, job, offset)
     what_if(story, kernel)
+    think(story, kernel)
     erase(story, kernel)
     prove(story, crash(story, kernel))
     onwards = Table.grid(padding=(0, 2))

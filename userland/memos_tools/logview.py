@@ -42,6 +42,7 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     ev.ALLOCATED: ("cube_id", "namespace", "form", "expires_at", "payload", "slot", "lineage"),
     ev.WRITTEN: ("cube_id", "version", "expires_at", "payload", "slot", "lineage", "restored_version"),
     ev.STATE_CHANGED: ("cube_id", "version", "state", "action", "slot"),
+    ev.PINNED: ("cube_id", "version", "pinned", "slot"),
     ev.EXPIRED: ("cubes",),
     ev.MERGED: ("fused_id", "sources"),
     ev.UNMERGED: ("fused_id", "fused_version", "sources", "slot"),
@@ -97,6 +98,8 @@ def targets(event: ev.Event) -> str:
             return f"{text_id(f[0])} v{f[1]}" + (f" (v{f[6]} again)" if f[6] else "")
         case ev.STATE_CHANGED:
             return f"{text_id(f[0])} v{f[1]} {f[2]}"
+        case ev.PINNED:
+            return f"{text_id(f[0])} v{f[1]} {'pinned' if f[2] else 'unpinned'}"
         case ev.MERGED:
             return f"{len(f[1])} into {text_id(f[0])}"
         case ev.UNMERGED:

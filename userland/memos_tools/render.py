@@ -215,6 +215,17 @@ def _watch(item: m.WatchItem) -> list[Block]:
     return blocks
 
 
+def _map(reply: m.MemMapReply) -> list[Block]:
+    blocks: list[Block] = [
+        Line(f"{reply.cube_id} v{reply.version} {reply.form} {reply.bytes} bytes, from {reply.tier}, offset {reply.offset}", "green")
+    ]
+    if reply.layout is not None:
+        rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "-", str(t.offset), str(t.bytes)) for t in reply.layout.tensors]
+        blocks.append(Rows(("tensor", "dtype", "shape", "offset", "bytes"), rows))
+        blocks += [Line(f"{name}: {text}", "dim") for name, text in sorted(reply.layout.metadata.items())]
+    return blocks
+
+
 def _verify(reply: m.SysVerifyReply) -> list[Block]:
     verdict = "ok" if reply.ok else "NOT OK"
     line = Line(f"{verdict}: {reply.records} records good up to offset {reply.offset}", "green" if reply.ok else "bold red")
@@ -227,6 +238,26 @@ def _mutated(reply: m.Mutated) -> Line:
 
 def _state(reply: m.StateReply) -> list[Block]:
     return [Line(f"{reply.cube_id} v{reply.version} {reply.state} at offset {reply.offset}", STATE_STYLES.get(reply.state, ""))]
+
+
+def _infer(reply: m.MemInferReply) -> list[Block]:
+    blocks: list[Block] = [Body(reply.text, "answer")] if reply.text else []
+    for one in reply.attached:
+        blocks.append(Line(f"{one.cube_id} v{one.version} {one.form}: {one.how}, {one.tokens} tokens", "dim"))
+    said = (
+        f"{reply.model}: {reply.tokens_in} tokens in, {reply.tokens_reused} of them reused, {reply.tokens_out} out "
+        f"({reply.finish}), first after {reply.ttft_ms:.0f} ms, then {reply.tokens_per_s:.1f} a second"
+    )
+    return [*blocks, Line(said, "dim")]
+
+
+def _migrate(reply: m.MemMigrateReply) -> list[Block]:
+    if reply.cube_id is None:
+        return [Line(f"job {reply.job_id} {reply.state}", "yellow")]
+    where = f"in tier {reply.tier}" if reply.tier is not None else "was there already" if reply.reused else "made"
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in reply.timings.items())
+    title = f"{reply.cube_id} v{reply.version} offset {reply.offset} {where}"
+    return [Line(f"{title} ({took})" if took else title, "green")]
 
 
 _RENDERERS: Final[dict[type[m.Reply], Callable[[Any], list[Block]]]] = {
@@ -242,9 +273,13 @@ _RENDERERS: Final[dict[type[m.Reply], Callable[[Any], list[Block]]]] = {
     m.MemAllocManyReply: _alloc_many,
     m.MemForkReply: _fork,
     m.WatchItem: _watch,
+    m.MemMapReply: _map,
     m.SysVerifyReply: _verify,
     m.StateReply: _state,
     m.Mutated: lambda reply: [_mutated(reply)],
+    m.MemInferReply: _infer,
+    m.MemInferItem: lambda item: [Line(item.text or "-")],
+    m.MemMigrateReply: _migrate,
 }
 
 

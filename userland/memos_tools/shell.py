@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from memos_client import ingest
+from memos_client import Kernel, ingest
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemError, MemInvalid, MemProtocol, MemUnreachable
 from memos_syscalls.table import Flag
@@ -179,8 +179,28 @@ class Shell:
             return hello
         if Flag.SESSION in command.call.flags:
             raise MemInvalid("the shell has one call in progress at a time", "Press Ctrl-C to cancel it.")
+        if isinstance(request, m.MemInfer) and request.stream:
+            return self._say(_arguments(request))
         reply: m.Reply = getattr(self.kernel, command.call.name)(**_arguments(request))
+        if isinstance(reply, m.MemMapReply):
+            os.close(reply.fd)  # Nobody here looks into it; what it holds is told.
         return reply
+
+    def _say(self, arguments: dict[str, Any]) -> m.Reply:
+        """An answer's pieces as they come, then what there is to say about it."""
+        whole: m.MemInferReply | None = None
+        with cast("Kernel", self.kernel).mem_infer(**arguments) as pieces:
+            for piece in pieces:
+                whole = piece.reply or whole
+                if not self.json:
+                    self.out.file.write(piece.text)
+                    self.out.file.flush()
+        if whole is None:
+            raise MemProtocol("the answer ended before it was whole")
+        if self.json:
+            return whole
+        self.out.file.write("\n")
+        return whole.model_copy(update={"text": ""})
 
     def _follow(self, command: Command, words: Sequence[str]) -> m.Reply:
         """Print a stream's items as they come, until Ctrl-C or `--count N`; the last item is the reply."""

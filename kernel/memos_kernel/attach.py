@@ -1,0 +1,153 @@
+"""What a model call reads of the cubes it names: texts to prefill, and payloads of KV caches to continue from.
+
+A *part* is what the driver host gets of one cube: `{kind: "text", texts, how}` or `{kind: "kv", key, fd, texts, expect}`, where
+`fd` is a place among the call's descriptors, `texts` are what the cache was made from (the host tokenises them again and
+compares), and `expect` is what the recipe says that it depends on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from memos_drivers.tiers import worth_loading
+from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemNotFound, MemStale
+
+from . import lifecycle
+from .governance import Access, text_id
+from .sources import cache_leaves, live, member, newer_source, row_at, texts_of
+from .state import CONTENT, Cube
+from .vault import Vault
+
+if TYPE_CHECKING:
+    from .dispatch import Kernel
+
+EXPECTED: Final = ("model", "adapters", "dtype", "stored", "rope", "prefix", "start", "tokens", "tokens_digest", "layout")
+
+
+class Wanted(NamedTuple):
+    """One cube that a call names, as far as it is known without the driver host."""
+
+    cube: Cube
+    version: int
+    texts: list[str] | None
+    """To be prefilled; None for caches."""
+    caches: list[tuple[Cube, int]]
+    missed: MemError | None
+    """Why its caches are no use."""
+
+
+def stale(cube: Cube, newer: tuple[Cube, int]) -> MemStale:
+    source, at = newer
+    return MemStale(
+        f"cube {text_id(cube.cube_id)} was made from version {at} of cube {text_id(source.cube_id)}, "
+        f"which is at version {source.version}",
+        'Migrate the source again, or pass on_miss="recompute".',
+    )
+
+
+def caches_of(vault: Vault, access: Access, cube: Cube, version: int) -> list[tuple[Cube, int]]:
+    """The caches that a cube of the activation form stands for: itself, or the members of a composition."""
+    recipe = vault.open_private(*_found(access, cube, version)).recipe or {}
+    if recipe.get("method") != "compose":
+        return [(cube, version)]
+    found: list[tuple[Cube, int]] = []
+    for source_id, at, role in row_at(access, cube, version).lineage:
+        if role == CONTENT:
+            found += caches_of(vault, access, member(access, source_id, cube), at)
+    return found
+
+
+def made_from(access: Access, cube: Cube, version: int) -> Iterator[tuple[Cube, int]]:
+    """Every source of a cache with its role, directly or through other caches; refuses whoever may not read one of them."""
+    for source_id, at, role in row_at(access, cube, version).lineage:
+        source = member(access, source_id, cube)
+        yield source, role
+        if source.form != "plaintext":
+            yield from made_from(access, source, at)
+
+
+def _found(access: Access, cube: Cube, version: int) -> Any:
+    found = access.view.version(cube, version)
+    if found is None:
+        raise MemNotFound(f"cube {text_id(cube.cube_id)} has no version {version}; the newest is {cube.version}")
+    return found
+
+
+def wanted(kernel: Kernel, access: Access, named: list[Any], *, recompute: bool) -> list[Wanted]:
+    """The cubes that a call names, opened. For a thread."""
+    now = kernel.clock.now()
+    result: list[Wanted] = []
+    for one in named:
+        text, at = (one, None) if isinstance(one, str) else (one.cube_id, one.version)
+        cube = access.cube(text)
+        if at is None or cube.state == lifecycle.SHREDDED:
+            live(cube, now)
+        version = cube.version if at is None else at
+        if version > cube.version:
+            raise MemNotFound(f"cube {text} has no version {version}; the newest is {cube.version}")
+        if cube.form == "plaintext":
+            texts = texts_of(kernel.vault, access, cube, version, current=False)
+            result.append(Wanted(cube, version, [leaf.text for leaf in texts.leaves], [], None))
+        elif cube.form == "activation":
+            result.append(_cache(kernel, access, cube, version, pinned=at is not None, recompute=recompute))
+        else:
+            raise MemInvalid(f"cube {text} is {cube.form}; a prompt takes plaintext and activation")
+    return result
+
+
+def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: bool, recompute: bool) -> Wanted:
+    """A cache, or why it is of no use. Who names a version asks for the past, and gets it."""
+    missed: MemError | None = None
+    for source, role in made_from(access, cube, version):
+        state = lifecycle.effective(source.state, source.expires_at, kernel.clock.now())
+        if role == CONTENT and state == lifecycle.EXPIRED and not pinned:
+            missed = MemStale(
+                f"cube {text_id(cube.cube_id)} was made from cube {text_id(source.cube_id)}, which has expired",
+                "Leave it out; its past stays readable: pass version.",
+            )
+    newer = None if pinned else newer_source(access, cube, version)
+    if newer is not None:
+        missed = stale(cube, newer)
+    caches = caches_of(kernel.vault, access, cube, version)
+    for one, at in caches:
+        recipe = kernel.vault.open_private(*_found(access, one, at)).recipe or {}
+        if recipe.get("tenant") != access.view.owner(one.namespace):
+            missed = MemModel(f"cache {text_id(one.cube_id)} was made for another owner", "Capture it again here.")
+    if missed is None:
+        return Wanted(cube, version, None, caches, None)
+    if not recompute:
+        raise missed
+    texts: list[str] = []
+    for leaf in cache_leaves(kernel.vault, access, cube, version):
+        source = leaf.cube
+        live(source, kernel.clock.now())
+        at = leaf.version if pinned else source.version
+        texts += [found.text for found in texts_of(kernel.vault, access, source, at, current=False).leaves]
+    return Wanted(cube, version, texts, [], missed)
+
+
+async def cache_part(
+    kernel: Kernel, access: Access, cube: Cube, version: int, held: list[int], *, missing: bool = False
+) -> dict[str, Any]:
+    """What the host needs of one cache. A descriptor of its payload is added to `held`, whose owner closes it, unless the
+    host has the payload and did not say that it is `missing`; when loading it would take longer than making it, its texts
+    alone are sent."""
+    row, private = _found(access, cube, version)
+    recipe = kernel.vault.open_private(row, private).recipe or {}
+    texts = [leaf.text for leaf in await asyncio.to_thread(cache_leaves, kernel.vault, access, cube, version)]
+    part: dict[str, Any] = {
+        "kind": "kv", "key": row.payload_id, "fd": None, "texts": texts, "cube": text_id(cube.cube_id),
+        "expect": {name: recipe.get(name) for name in EXPECTED},
+    }  # fmt: skip
+    if row.payload_id in kernel.runtime.resident and not missing:
+        return part
+    seconds = kernel.hosttier.seconds_to_load(row)
+    if recipe.get("method") == "prefill" and not worth_loading(seconds, float(recipe.get("prefill_seconds", 0))):
+        return {"kind": "text", "texts": texts, "how": "recomputed", "cube": text_id(cube.cube_id)}
+    payload = await kernel.hosttier.load(cube, row)
+    part["fd"] = len(held)
+    held.append(os.dup(payload.fd))
+    return part

@@ -1,0 +1,94 @@
+"""The decision that commits what a job made: a derived cube, or a new version of one. The rules of decide.py hold here too.
+
+The job read its sources at certain versions. If any of them has changed since, what it made is of the past: nothing is
+committed (`ECONFLICT`), and when one was erased, what was made of it must not come to be (`ESHREDDED`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from memos_syscalls.errors import MemConflict, MemNotFound, MemShredded
+
+from . import events as ev
+from . import lifecycle
+from .decide import Call, Decision, Draft, NewPayload, new_cube
+from .governance import Access, hidden, text_id
+from .private import Private
+from .state import Cube, Tables
+
+
+class Product(NamedTuple):
+    """What a job made, but for its content."""
+
+    form: str
+    namespace: str
+    name: str | None
+    sources: list[tuple[bytes, int, int]]
+    """Lineage: cube, version, role; what it was made from, in order, then what it stood behind."""
+    recipe: dict[str, Any]
+    target: bytes | None
+    """The cube that gets a new version; None to make one."""
+    target_version: int
+    """Its version when the job began."""
+    merged: list[bytes]
+    """Sources that become `merged`."""
+
+
+def _check_sources(access: Access, call: Call, product: Product) -> None:
+    for source_id, at, _role in product.sources:
+        cube = access.view.cube(source_id)
+        if cube is None or not access.sees(cube.namespace):
+            raise hidden(call.caller, f"cube {text_id(source_id)}")
+        state = lifecycle.effective(cube.state, cube.expires_at, call.now)
+        if state == lifecycle.SHREDDED or not call.opener.alive(cube, at):
+            raise MemShredded(f"cube {text_id(source_id)} was shredded while the job ran")
+        if state == lifecycle.EXPIRED:
+            raise lifecycle.refusal(text_id(source_id), state, "use")
+        if cube.version != at:
+            raise MemConflict(
+                f"cube {text_id(source_id)} is at version {cube.version} now; the job read version {at}", "Ask for it again."
+            )
+
+
+def _target(tables: Tables, call: Call, product: Product) -> Cube:
+    assert product.target is not None, "asked of a product that has one"
+    cube = tables.cube(product.target)
+    if cube is None:
+        raise MemNotFound(f"no cube {text_id(product.target)}")
+    state = lifecycle.effective(cube.state, cube.expires_at, call.now)
+    if "write" not in lifecycle.TRANSITIONS[state]:
+        raise lifecycle.refusal(text_id(product.target), state, "write")
+    if cube.version != product.target_version:
+        raise MemConflict(f"cube {text_id(product.target)} got version {cube.version} while the job ran", "Ask for it again.")
+    return cube
+
+
+def decide_product(tables: Tables, call: Call) -> Decision:
+    """Commit `call.product` with the content `call.contents[0]`."""
+    access, product = Access(tables, call.caller), call.product
+    access.target(product.namespace)
+    _check_sources(access, call, product)
+    private = Private(
+        call.args_hash, name=product.name, origin="migration", encoding="bytes", recipe=product.recipe,
+        note=call.request.actor_note,
+    )  # fmt: skip
+    content = call.contents[0]
+    if product.target is not None:
+        cube = _target(tables, call, product)
+        slot = cube.slot or call.fresh.slot()
+        payload = NewPayload(content, slot)
+        fields = [cube.cube_id, cube.version + 1, cube.expires_at, payload, slot, product.sources, None]
+        return Decision([Draft(ev.WRITTEN, fields, private, slot)])
+    cube_id, draft = new_cube(
+        call, product.namespace, content, private, lineage=product.sources, form=product.form
+    )
+    drafts = [draft]
+    if product.merged:
+        for source_id in product.merged:
+            source = tables.cube(source_id)
+            if source is not None and "merge" not in lifecycle.TRANSITIONS[source.state]:
+                raise lifecycle.refusal(text_id(source_id), source.state, "merge")
+        at = {source_id: version for source_id, version, _role in product.sources}
+        drafts.append(Draft(ev.MERGED, [cube_id, [[source_id, at[source_id]] for source_id in product.merged]]))
+    return Decision(drafts)

@@ -1,0 +1,81 @@
+"""What runs models for a kernel: the driver host, the jobs that use it, and what is known of both.
+
+One for each kernel. Everything here lives on the event loop, and none of it is state: after a restart all of it is made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from memos_drivers.host.client import Host
+from memos_syscalls.errors import MemNoModel, MemShredded
+
+from .jobs import Job, Jobs
+
+
+class Runtime:
+    def __init__(self, jobs: Jobs, host: Host | None, names: tuple[str, ...]) -> None:
+        self.jobs = jobs
+        self.names = names
+        """Language models of the configuration, the first one the default."""
+        self.known: dict[str, dict[str, Any]] = {}
+        """What the host said of models that it loaded, by name."""
+        self.resident: set[bytes] = set()
+        """Payloads that the host had on its device when it answered last."""
+        self.by_mac: dict[bytes, tuple[Job, bytes]] = {}
+        """Jobs in progress by the request id that began them, with H(arguments)."""
+        self._host = host
+        self._bindings: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @property
+    def host(self) -> Host:
+        if self._host is None:
+            raise MemNoModel("this kernel runs no models", "Start memosd with --model smollm2, or with another model.")
+        return self._host
+
+    @contextlib.asynccontextmanager
+    async def one_at_a_time(self, binding: str) -> AsyncIterator[None]:
+        """Captures of the same thing run one after the other, so that the second finds what the first made."""
+        lock, waiting = self._bindings.get(binding) or (asyncio.Lock(), 0)
+        self._bindings[binding] = (lock, waiting + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, waiting = self._bindings[binding]
+            if waiting == 1:
+                del self._bindings[binding]
+            else:
+                self._bindings[binding] = (lock, waiting - 1)
+
+    def remember(self, job: Job, mac: bytes, args_hash: bytes) -> None:
+        """The same request id finds this job while it runs."""
+        self.by_mac[mac] = (job, args_hash)
+        assert job.task is not None, "a job that began has a task"
+        job.task.add_done_callback(lambda _task: self.by_mac.pop(mac, None))
+
+    def erased(self, cube_ids: set[bytes], payload_ids: list[bytes]) -> None:
+        """Cubes were erased: jobs that hold their content end."""
+        self.jobs.erased(cube_ids, MemShredded("a cube that the job read was shredded"))
+        self.resident -= set(payload_ids)
+
+    async def drop(self, payload_ids: list[bytes], *, erased: bool = False) -> None:
+        """Return when no device holds these payloads any more."""
+        self.resident -= set(payload_ids)
+        if self._host is not None:
+            await self._host.control("drop", {"keys": payload_ids, "erased": erased})
+
+    async def stats(self) -> dict[str, Any]:
+        """Of the host, and under `device` of its tier when it runs."""
+        if self._host is None:
+            return {}
+        found = await self._host.control("stats", {}, 10.0)
+        return {**self._host.stats(), **(found or {})}
+
+    async def close(self) -> None:
+        self.jobs.stop()
+        if self._host is not None:
+            await self._host.close()
