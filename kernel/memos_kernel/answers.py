@@ -141,6 +141,8 @@ def names_target(record: Record, args: dict[str, Any]) -> bool:
             _names_alloc(record, event, item) for event, item in zip(record.events, items, strict=True)
         )
     event = record.events[0]
+    if BY_NUMBER[record.syscall].name == "mem_migrate":
+        return _names_sources(event, args)
     match event.name:
         case ev.ALLOCATED:
             merged = next((e.fields[1] for e in record.events if e.name == ev.MERGED), None)
@@ -159,6 +161,14 @@ def names_target(record: Record, args: dict[str, Any]) -> bool:
         case _:
             # Forks and shreds carry the hash of their arguments in public.
             return False
+
+
+def _names_sources(event: Event, args: dict[str, Any]) -> bool:
+    """Whether a derived cube was made from cubes that these arguments name, and where they say."""
+    named = {raw_id(text) for text in [args.get("cube_id"), *(args.get("cube_ids") or [])] if text is not None}
+    allocated = event.name == ev.ALLOCATED
+    lineage = event.fields[6 if allocated else 5]
+    return named <= {source[0] for source in lineage} and (not allocated or args.get("namespace") in (None, event.fields[1]))
 
 
 def _names_alloc(record: Record, event: Event, args: dict[str, Any]) -> bool:

@@ -111,6 +111,8 @@ def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: 
     newer = None if pinned else newer_source(access, cube, version)
     if newer is not None:
         missed = stale(cube, newer)
+    elif (gone := _expired_source(access, cube, version, kernel.clock.now())) is not None:
+        missed = MemStale(f"cube {text_id(cube.cube_id)} was made from cube {text_id(gone.cube_id)}, which has expired")
     caches = caches_of(kernel.vault, access, cube, version)
     for one, at in caches:
         recipe = kernel.vault.open_private(*_found(access, one, at)).recipe or {}
@@ -127,6 +129,19 @@ def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: 
         at = leaf.version if pinned else source.version
         texts += [found.text for found in texts_of(kernel.vault, access, source, at, current=False).leaves]
     return Wanted(cube, version, texts, [], missed)
+
+
+def _expired_source(access: Access, cube: Cube, version: int, now: int) -> Cube | None:
+    """A memory of which a cache still tells, though its life is over."""
+    for source_id, at, role in row_at(access, cube, version).lineage:
+        source = access.view.cube(source_id)
+        if role != CONTENT or source is None:
+            continue
+        if lifecycle.effective(source.state, source.expires_at, now) == lifecycle.EXPIRED:
+            return source
+        if source.form != "plaintext" and (deeper := _expired_source(access, source, at, now)) is not None:
+            return deeper
+    return None
 
 
 async def cache_part(

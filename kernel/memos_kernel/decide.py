@@ -195,6 +195,10 @@ def decide_write(tables: Tables, call: Call) -> Decision:
     request = call.request
     cube, _state = checked(Access(tables, call.caller), call, "write")
     base = version_of(tables, cube, cube.version)
+    if call.contents and cube.form != "plaintext":
+        raise MemInvalid(
+            f"cube {request.cube_id} is {cube.form}: its content is made by a model", "Write to its source, then migrate again."
+        )
     try:
         old = call.opener.private(cube, cube.version)
     except MemShredded:

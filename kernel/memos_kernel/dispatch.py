@@ -442,6 +442,8 @@ class Kernel(Commits):
         answer: asyncio.Future[dict[str, Any]] = write.turn.peer.answer  # type: ignore[attr-defined]
         if self.stopped is not None or self.read_only:
             raise MemAgain(self.stopped or "this kernel writes no more")
+        if self.disk_full:
+            raise MemNoSpace("the disk that holds the data directory is nearly full")
         write.args_hash()  # of the call's arguments alone: who repeats it has no content
         if crypto.is_chunked(len(content)):
             write.contents = [content]

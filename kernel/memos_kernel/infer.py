@@ -78,6 +78,7 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
         for fd in held:
             os.close(fd)
     kernel.runtime.resident = set(answer.pop("resident", ()))
+    kernel.runtime.known[answer["model"]] = {"fingerprint": answer["fingerprint"]}
     for one in found:
         for cube, version in one.caches:
             if version == cube.version:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
@@ -19,11 +20,14 @@ from memos_syscalls import limits
 from memos_syscalls.errors import MemBusy, MemCanceled, MemError, MemFenced, MemIO, MemNotFound, MemShredded, MemTimeout
 
 from . import lifecycle
+from .events import Damaged
 from .governance import Caller
 from .turn import Turn
 
 if TYPE_CHECKING:
     from .dispatch import Kernel
+
+log_ = logging.getLogger("memos.kernel")
 
 Work = Callable[["Job"], Coroutine[Any, Any, dict[str, Any]]]
 OVER: Final = frozenset(("done", "failed", "canceled"))
@@ -142,9 +146,11 @@ class Jobs:
             raise
         except OSError as error:
             job.conclude("failed", error=MemIO(f"the {job.kind} failed: {error.strerror or error}"))
+        except Damaged as error:
+            job.conclude("failed", error=MemIO(str(error), "Run `memctl verify` on the data directory."))
         except Exception as error:
-            job.conclude("failed", error=MemIO(f"the kernel failed inside a {job.kind}: {type(error).__name__}: {error}"))
-            raise
+            log_.error("a %s failed unexpectedly", job.kind, exc_info=error)
+            job.conclude("failed", error=MemIO(f"the kernel failed inside a {job.kind}: {type(error).__name__}"))
         else:
             job.conclude("done", result=result)
 

@@ -27,7 +27,7 @@ from memos_drivers.host.client import Answer
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
 from memos_syscalls import messages as m
-from memos_syscalls.errors import MemAgain, MemConflict, MemInvalid, MemIO, MemModel, MemTooLarge
+from memos_syscalls.errors import MemAgain, MemConflict, MemInvalid, MemIO, MemModel, MemNoSpace, MemTooLarge
 
 from . import crypto, lifecycle
 from .decide_migrate import Product
@@ -283,6 +283,7 @@ async def _capture_once(
     }  # fmt: skip
     who, report = caller.principal, job.report
     sizes = (await host.run("tokens", asked, who=who, background=background, on_progress=report)).result
+    kernel.runtime.known[sizes["model"]] = {"fingerprint": sizes["fingerprint"]}
     ids = [text_id(source) for source, _at, role in plan.sources if role == CONTENT]
     wanted = params.neighbours if isinstance(params.neighbours, int) else list(params.neighbours)
     common = [sizes["fingerprint"], sizes["adapters"], sizes["dtype"], sizes["stored"], sizes["rope"], plan.tenant]
@@ -338,6 +339,8 @@ async def _commit(
     fd = answer.fds[0]
     content = await asyncio.to_thread(payload, fd)
     job.report(0.95, "storing the cache")
+    if kernel.disk_full:
+        raise MemNoSpace("the disk that holds the data directory is nearly full")
     peer = Own(write.turn.peer.caller)
     own = Write(Turn(peer, 0, write.turn.syscall, Histogram()), write.request, write.args)
     own.product, own.mac = product, write.mac

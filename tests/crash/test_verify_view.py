@@ -38,6 +38,7 @@ def rich() -> Iterator[Inside]:
         c, d = (k("mem_alloc", namespace="a", content=text)["cube_id"] for text in "cd")
         k("mem_fuse", cube_ids=[c, d], strategy="merge")
         k("mem_freeze", cube_id=b)
+        k("mem_pin", cube_id=b)
         k("mem_fork", namespace="a", to="b")
         k("mem_shred", cube_id=k("mem_alloc", namespace="a", content="z")["cube_id"])
         k.reopen()

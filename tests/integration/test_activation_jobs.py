@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests import lm
 from tests.activation import BEES, CHESS, KETTLE, Model
 from tests.inside import ADMIN, ALICE, BOB
 
+from memos_kernel.jobs import Job
 from memos_syscalls import limits
 
 tiny = lm.tiny
@@ -42,18 +44,16 @@ def test_a_job_goes_on_without_its_caller_and_says_how_far_it_is(k: Model) -> No
     assert k.header(now["result"]["cube_id"])["form"] == "activation"
 
 
-def test_progress_is_told_while_a_long_memory_is_read(k: Model) -> None:
-    text = k.alloc(LONG + "p")
+def test_progress_is_told_while_a_long_memory_is_read(k: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[float] = set()
-    job = k("mem_migrate", cube_id=text, to="activation", wait=False)["job_id"]
-    report = k.kernel.runtime.jobs.find(ADMIN, job).report
+    report = Job.report
 
-    def reported(share: float, message: str) -> None:
+    def reported(job: Job, share: float, message: str) -> None:
         seen.add(share)
-        report(share, message)
+        report(job, share, message)
 
-    k.kernel.runtime.jobs.find(ADMIN, job).report = reported  # type: ignore[method-assign]
-    assert k("job_wait", job_id=job)["state"] == "done"
+    monkeypatch.setattr(Job, "report", reported)
+    assert k.capture(k.alloc(LONG + "p"))
     assert len([share for share in seen if 0 < share < 1]) >= 3
 
 
@@ -197,8 +197,6 @@ def test_a_commit_that_began_is_not_cut_short_by_the_deadline(k: Model) -> None:
     commit = k.kernel.commit_product
 
     async def slowly(*args: Any) -> dict[str, Any]:
-        import asyncio
-
         await asyncio.sleep(0.6)
         return await commit(*args)
 

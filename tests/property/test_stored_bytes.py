@@ -41,6 +41,7 @@ def log() -> Log:
         k("mem_write", cube_id=b, content="two again")
         k("mem_freeze", cube_id=b)
         k("mem_thaw", cube_id=b)
+        k("mem_pin", cube_id=b)
         fused = k("mem_fuse", cube_ids=[b, c], strategy="merge")["cube_id"]
         k("mem_unfuse", cube_id=fused)
         k("mem_fork", namespace="alice", to="copy")

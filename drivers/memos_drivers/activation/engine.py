@@ -28,7 +28,7 @@ from memos_drivers.lm.models import Loaded
 from memos_drivers.lm.past import Segment, past, segment_of, supported
 from memos_drivers.lm.sampling import Options, Sampler, Writer
 from memos_drivers.lm.tokens import TokenLayout
-from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemTooLarge
+from memos_syscalls.errors import MemError, MemInvalid, MemIO, MemModel, MemTooLarge
 
 BLOCK: Final = 512
 """Tokens that run without a pause: others get their turn between blocks."""
@@ -289,6 +289,10 @@ class Engine:
         logits, at, count, finish = begun.logits, begun.tokens, 0, "length"
         first = time.perf_counter()
         while True:
+            if bool(torch.isnan(logits).any()):
+                raise MemIO(
+                    "the model made numbers that are not finite", "Use another dtype (--dtype float32), or another model."
+                )
             token = sampler.choose(logits)
             count += 1
             if count == 1:

@@ -173,7 +173,8 @@ class Workshop:
             begun, options, args["max_new_tokens"], args["stop"], lambda text: context.item({"text": text})
         )
         return {
-            **answer, "model": engine.name, "tokens_in": begun.tokens, "tokens_reused": begun.reused,
+            **answer, "model": engine.name, "fingerprint": engine.fingerprint,
+            "tokens_in": begun.tokens, "tokens_reused": begun.reused,
             "parts": [{"at": part.at, "how": part.how, "tokens": len(part.ids)} for part in begun.parts],
             "resident": self._resident(),
         }, []  # fmt: skip
