@@ -37,8 +37,8 @@ KETTLE: Final = "The kettle is blue, the bicycle is green, and the car was sold 
 class Model(Inside):
     """A kernel with the tiny model."""
 
-    def __init__(self, model: Path, cache: Path, directory: Path | None = None, **settings: Any) -> None:
-        given = {"model": (str(model),), "model_cache": cache, "host_threads": 1, **settings}
+    def __init__(self, path: Path, cache: Path, directory: Path | None = None, **settings: Any) -> None:
+        given = {"model": (str(path),), "model_cache": cache, "host_threads": 1, **settings}
         super().__init__(directory, **given)
 
     # -- calls -------------------------------------------------------------------------------------------------------

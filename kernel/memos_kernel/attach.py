@@ -145,11 +145,12 @@ def _expired_source(access: Access, cube: Cube, version: int, now: int) -> Cube 
 
 
 async def cache_part(
-    kernel: Kernel, access: Access, cube: Cube, version: int, held: list[int], *, missing: bool = False
-) -> dict[str, Any]:
+    kernel: Kernel, access: Access, cube: Cube, version: int, held: list[int], *, missing: bool = False,
+    needed: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """What the host needs of one cache. A descriptor of its payload is added to `held`, whose owner closes it, unless the
     host has the payload and did not say that it is `missing`; when loading it would take longer than making it, its texts
-    alone are sent."""
+    alone are sent. Where the payload itself is `needed`, its descriptor is always there."""
     row, private = _found(access, cube, version)
     recipe = kernel.vault.open_private(row, private).recipe or {}
     texts = [leaf.text for leaf in await asyncio.to_thread(cache_leaves, kernel.vault, access, cube, version)]
@@ -157,10 +158,10 @@ async def cache_part(
         "kind": "kv", "key": row.payload_id, "fd": None, "texts": texts, "cube": text_id(cube.cube_id),
         "expect": {name: recipe.get(name) for name in EXPECTED},
     }  # fmt: skip
-    if row.payload_id in kernel.runtime.resident and not missing:
+    if row.payload_id in kernel.runtime.resident and not (missing or needed):
         return part
     seconds = kernel.hosttier.seconds_to_load(row)
-    if recipe.get("method") == "prefill" and not worth_loading(seconds, float(recipe.get("prefill_seconds", 0))):
+    if not needed and recipe.get("method") == "prefill" and not worth_loading(seconds, float(recipe.get("prefill_seconds", 0))):
         return {"kind": "text", "texts": texts, "how": "recomputed", "cube": text_id(cube.cube_id)}
     payload = await kernel.hosttier.load(cube, row)
     part["fd"] = len(held)

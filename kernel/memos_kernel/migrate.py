@@ -397,7 +397,7 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
     still_there(kernel, job.reads)
     held: list[int] = []
     try:
-        parts = [await cache_part(kernel, access, cube, at, held) for cube, at in members]
+        parts = [await cache_part(kernel, access, cube, at, held, needed=True) for cube, at in members]
         recipes = [kernel.vault.open_private(*_row(view, cube, at)).recipe or {} for cube, at in members]
         if len({(r.get("model"), r.get("prefix"), r.get("dtype")) for r in recipes}) > 1:
             raise MemModel("these caches are of different models, prefixes or dtypes", "Capture them alike first.")
@@ -456,7 +456,7 @@ async def _move(kernel: Kernel, write: Write, job: Job) -> dict[str, Any]:
             await kernel.runtime.drop([row.payload_id])
             kernel.hosttier.drop([row.payload_id])
         else:
-            part = await cache_part(kernel, access, cube, cube.version, held)
+            part = await cache_part(kernel, access, cube, cube.version, held, needed=True)
             if request.tier == "device":
                 recipe = kernel.vault.open_private(*_row(access.view, cube, cube.version)).recipe or {}
                 asked = {"model": recipe.get("model_name"), "parts": [part]}

@@ -514,7 +514,9 @@ class ShredReport(Reply):
     shredded: list[str]
     rebuilt: list[RebuiltCube]
     forks: list[str] = Field(description="Forked cubes whose inherited versions went with the content.")
-    maps: list[str] = Field(description="Mapped payloads that outlive the shred in other processes.")
+    maps: list[str] = Field(
+        description="Mapped payloads that outlive the shred in other processes, as far as the kernel that runs handed them out."
+    )
     receipt: bytes = Field(description="Signed receipt; `memctl verify --receipt FILE` checks it.")
     keys_gone_by: int | None = Field(
         default=None,
@@ -746,6 +748,7 @@ class WatchEvent(Reply):
     version: int | None = None
     namespace: str | None = None
     state: State | None = None
+    pinned: bool | None = None
 
 
 class WatchItem(Reply):

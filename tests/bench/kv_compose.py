@@ -1,10 +1,11 @@
 """How good composed KV caches are: against full prefill of the same tokens, and against simpler ways of composing.
 
-    OMP_NUM_THREADS=1 .venv/bin/python tests/bench/kv_compose.py --model DIR [--worlds N] [--out FILE]
+    .venv/bin/python tests/bench/kv_compose.py --model DIR [--worlds N] [--processes N] [--out FILE]
 
 The questions (`kv_questions.json`) are about invented conversations and documents. A request is the model's default system
 message, 3 to 6 memories of one world in random order (the one that is asked about among them), and the question; a second
-table has 7 to 8 memories. Neighbours are two of four further memories of that world, which no request holds.
+table has 7 to 8 memories. Neighbours are further memories of that world, which no request holds: two of four, or all four,
+which makes two contexts. Some ways are measured on the first questions of each world only.
 
 Measured over the question, the generation prompt and up to 20 tokens that the model answers greedily after full prefill:
 mean KL(full ‖ composed), how often both have the same most likely token (top-1), and whether the whole answer is the same
@@ -17,19 +18,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
+import multiprocessing
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 import transformers
 
-from memos_drivers.activation.compose import Chunk, Composed, capture, capture_prefix, compose, lay, repair
+from memos_drivers.activation.compose import Chunk, Composed, capture, capture_prefix, changed, compose, lay, repair
 from memos_drivers.activation.forward import Stack, blank, embedded, logits_of, places, prefill, step, taken_apart
 from memos_drivers.lm.past import Segment
 from memos_drivers.lm.tokens import TokenLayout
@@ -41,7 +45,6 @@ ASKED: Final = 10
 ANSWER: Final = 20
 FEW: Final = (3, 6)
 MANY: Final = (7, 8)
-FIXED: Final = "the recipe, one fixed context for all | 15 %"
 
 
 def done(work: Generator[None, None, T]) -> T:
@@ -54,24 +57,20 @@ def done(work: Generator[None, None, T]) -> T:
 
 @dataclass
 class World:
-    """One world's captures. `near` stand behind two neighbours each of their own, `fixed` all behind the same two."""
+    """One world's captures: behind two neighbours each, and behind four, which is the mean of two such contexts."""
 
-    near: list[Chunk]
-    fixed: list[Chunk]
-    seconds: list[float]
-    alone_seconds: list[float]
+    two: list[Chunk]
+    four: list[Chunk]
 
 
 @dataclass
 class Asked:
-    """A request's parts, what full prefill says to it, and how long that took."""
+    """What full prefill says to a request, and how long that took."""
 
-    memories: list[int]
     rest: list[int]
     answer: list[int]
     logs: torch.Tensor
     seconds: float
-    tokens: int
 
 
 @dataclass
@@ -84,20 +83,33 @@ class Row:
     time: list[float] = field(default_factory=list)
 
 
-class Measured(NamedTuple):
-    """What was measured so far."""
+@dataclass
+class Measured:
+    """What was measured: rows, and for each question how many memories, tokens and seconds of full prefill."""
 
-    few: dict[str, Row]
-    many: dict[str, Row]
-    asked: list[Asked]
-    captures: list[World]
+    few: dict[str, Row] = field(default_factory=dict)
+    many: dict[str, Row] = field(default_factory=dict)
+    memories: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    captures: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds for the same memory, once a world, by what stands before it."""
+    token_bytes: int = 0
 
 
 Way = Callable[[torch.nn.Module, Segment, World, list[int], list[int]], Composed]
 
 
-def shared(share: float, take: Callable[[World], list[Chunk]] = lambda w: w.near) -> Way:
-    """The recipe, with chunks changed by `take` first."""
+def two(world: World) -> list[Chunk]:
+    return world.two
+
+
+def four(world: World) -> list[Chunk]:
+    return world.four
+
+
+def recipe(share: float, take: Callable[[World], list[Chunk]]) -> Way:
+    """`compose`, with the chunks that `take` takes or changes."""
     return lambda model, prefix, world, memories, rest: done(
         compose(model, prefix, [take(world)[n] for n in memories], rest, share)
     )
@@ -110,17 +122,17 @@ def alone(chunks: list[Chunk]) -> list[Chunk]:
 def unrotated(model: torch.nn.Module, prefix: Segment, world: World, memories: list[int], rest: list[int]) -> Composed:
     """Plain concatenation: keys stay as they were, wherever they now stand."""
     at, chunks = prefix.tokens, list[Chunk]()
-    for chunk in alone([world.near[n] for n in memories]):
+    for chunk in alone([world.two[n] for n in memories]):
         chunks.append(replace(chunk, alone=chunk.alone._replace(start=at)))
         at += len(chunk.token_ids)
     return done(compose(model, prefix, chunks, rest, 0))
 
 
-def heads(share: float) -> Way:
+def heads(share: float, take: Callable[[World], list[Chunk]]) -> Way:
     """Neighbours, and the same number of tokens recomputed at the head of every chunk but the first, in all layers."""
 
     def way(model: torch.nn.Module, prefix: Segment, world: World, memories: list[int], rest: list[int]) -> Composed:
-        stack, chunks = taken_apart(model), [world.near[n] for n in memories]
+        stack, chunks = taken_apart(model), [take(world)[n] for n in memories]
         with torch.no_grad():
             laid = done(lay(stack, prefix, chunks, len(rest), share))
             lengths = [len(chunk.token_ids) for chunk in chunks]
@@ -155,40 +167,58 @@ def _stored(chunk: Chunk, change: Callable[[torch.Tensor], torch.Tensor]) -> Chu
 
 WAYS: Final[dict[str, Way]] = {
     "alone, plain concatenation | 0": unrotated,
-    "alone, re-rotated | 0": shared(0, lambda w: alone(w.near)),
-    "alone, re-rotated, chosen tokens recomputed | 15 %": shared(0.15, lambda w: alone(w.near)),
-    "neighbours | 0": shared(0),
-    "neighbours, heads of chunks recomputed | 15 %": heads(0.15),
-    "**the recipe** | 5 %": shared(0.05),
-    "**the recipe** | 10 %": shared(0.10),
-    "**the recipe** | 15 %": shared(0.15),
-    "**the recipe** | 20 %": shared(0.20),
-    FIXED: shared(0.15, lambda w: w.fixed),
-    "the recipe, stored in float16 | 15 %": shared(0.15, lambda w: as_float16(w.near)),
-    "the recipe, stored in int8 | 15 %": shared(0.15, lambda w: as_int8(w.near)),
+    "alone, re-rotated | 0": recipe(0, lambda w: alone(w.two)),
+    "two neighbours | 0": recipe(0, two),
+    "two neighbours, heads of chunks recomputed | 15 %": heads(0.15, two),
+    "two neighbours, chosen tokens | 15 %": recipe(0.15, two),
+    "four neighbours, chosen tokens | 10 %": recipe(0.10, four),
+    "**four neighbours, chosen tokens** | 15 %": recipe(0.15, four),
 }
-MANY_WAYS: Final = frozenset(
-    name for name in WAYS if name.startswith(("alone, re-rotated |", "neighbours", "**the recipe** | 15"))
-)
+"""Measured on every question; the others on the first `SOME` of each world."""
+MORE: Final[dict[str, Way]] = {
+    "alone, re-rotated, chosen tokens | 15 %": recipe(0.15, lambda w: alone(w.two)),
+    "four neighbours, heads of chunks recomputed | 15 %": heads(0.15, four),
+    "four neighbours, chosen tokens | 5 %": recipe(0.05, four),
+    "four neighbours, chosen tokens | 20 %": recipe(0.20, four),
+    "**four neighbours, chosen tokens**, stored in float16 | 15 %": recipe(0.15, lambda w: as_float16(w.four)),
+    "**four neighbours, chosen tokens**, stored in int8 | 15 %": recipe(0.15, lambda w: as_int8(w.four)),
+}
+SOME: Final = 3
+MAIN: Final = "**four neighbours, chosen tokens** | 15 %"
+MANY_WAYS: Final = ("alone, re-rotated | 0", "two neighbours, heads of chunks recomputed | 15 %", MAIN)
 
 
-def captured(model: torch.nn.Module, prefix_ids: list[int], memories: list[list[int]], fixed: bool) -> World:
-    asked, pool = memories[:ASKED], memories[ASKED:]
-    world = World([], [], [], [])
-    for n, ids in enumerate(asked):
-        begin = time.process_time()
-        done(capture(model, prefix_ids, ids))
-        world.alone_seconds.append(time.process_time() - begin)
-        begin = time.process_time()
-        world.near.append(done(capture(model, prefix_ids, ids, [pool[n % len(pool)], pool[(n + 1) % len(pool)]])))
-        world.seconds.append(time.process_time() - begin)
-        if fixed:
-            world.fixed.append(done(capture(model, prefix_ids, ids, pool[:2])))
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    begin = time.process_time()
+    result = work()
+    return result, time.process_time() - begin
+
+
+def captured(model: torch.nn.Module, prefix_ids: list[int], memories: list[list[int]], spent: dict[str, list[float]]) -> World:
+    """Every memory behind one pair of neighbours and behind another; behind both is the mean, as `capture` makes it."""
+    world, pool = World([], []), memories[ASKED:]
+    for n, ids in enumerate(memories[:ASKED]):
+        around = [pool[(n + k) % len(pool)] for k in range(4)]
+        one, other = (done(capture(model, prefix_ids, ids, pair)) for pair in (around[:2], around[2:]))
+        world.two.append(one)
+        world.four.append(averaged(one, other))
+        if n == 0:
+            for name, neighbours in (("P alone", []), ("two neighbours", around[:2]), ("four neighbours", around)):
+                chunk, seconds = timed(lambda some=neighbours, ids=ids: done(capture(model, prefix_ids, ids, some)))
+                spent.setdefault(name, []).append(seconds)
     return world
 
 
+def averaged(one: Chunk, other: Chunk) -> Chunk:
+    assert one.near and other.near
+    keys = tuple((a + b) / 2 for a, b in zip(one.near.keys, other.near.keys, strict=True))
+    values = tuple((a + b) / 2 for a, b in zip(one.near.values, other.near.values, strict=True))
+    near = Segment(keys, values, one.near.start)
+    return replace(one, near=near, score=changed(one.alone, near))
+
+
 @torch.no_grad()
-def ask(stack: Stack, ids: list[int], memories: list[int], rest: list[int], ends: set[int]) -> Asked:
+def ask(stack: Stack, ids: list[int], rest: list[int], ends: set[int]) -> Asked:
     """Full prefill and the greedy answer."""
     begin = time.process_time()
     cache = blank(stack, len(ids) + len(rest) + ANSWER)
@@ -203,7 +233,7 @@ def ask(stack: Stack, ids: list[int], memories: list[int], rest: list[int], ends
         seen.append(states)
         token = int(logits_of(stack, states)[0, -1].argmax())
     logs = logits_of(stack, torch.cat(seen, 1))[0].log_softmax(-1)
-    return Asked(memories, rest, answer, logs, seconds, len(ids) + len(rest))
+    return Asked(rest, answer, logs, seconds)
 
 
 @torch.no_grad()
@@ -234,74 +264,85 @@ def between(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def lines(rows: dict[str, Row]) -> Iterator[str]:
-    yield "| how | share | KL | top-1 % | same text % | time % |"
-    yield "|---|---|---|---|---|---|"
+    yield "| how | share | questions | KL | top-1 % | same text % | time % |"
+    yield "|---|---|---|---|---|---|---|"
     for name, row in rows.items():
-        kl, top1, same, spent = (between(v) for v in (row.kl, row.top1, row.same, row.time))
+        kl, *others = (between(v) for v in (row.kl, row.top1, row.same, row.time))
         cells = [
             f"{kl[0]:.4f} ({kl[1]:.4f}–{kl[2]:.4f})",
-            *(f"{100 * m:.1f} ({100 * a:.1f}–{100 * b:.1f})" for m, a, b in (top1, same, spent)),
+            *(f"{100 * m:.1f} ({100 * a:.1f}–{100 * b:.1f})" for m, a, b in others),
         ]
-        yield f"| {name} | {' | '.join(cells)} |"
+        yield f"| {name} | {len(row.kl)} | {' | '.join(cells)} |"
 
 
-def measure(
-    model: torch.nn.Module, layout: TokenLayout, ends: set[int], ways: dict[str, Way], worlds: list[Any], many: int
-) -> Iterator[Measured]:
-    """All ways on all questions; also, for the first `many` questions of each world, with more memories. Step by world."""
-    stack, prefix_ids = taken_apart(model), layout.prefix(None)
+def measure(model: torch.nn.Module, layout: TokenLayout, ends: set[int], told: Any, seed: int, many: int) -> Measured:
+    """All ways on a world's questions; also, for its first `many` questions, with more memories."""
+    result, stack, prefix_ids = Measured(), taken_apart(model), layout.prefix(None)
     prefix = done(capture_prefix(model, prefix_ids))
-    few_rows = {name: Row() for name in ways}
-    many_rows = {name: Row() for name in ways if name in MANY_WAYS}
-    asked_all, captures = list[Asked](), list[World]()
-    for number, told in enumerate(worlds):
-        memories = [layout.memory(text) for text in told["memories"]]
-        world = captured(model, prefix_ids, memories, FIXED in ways)
-        chance = random.Random(number)
-        for nth, question in enumerate(told["questions"]):
-            rest = layout.rest([{"role": "user", "content": question["text"]}])
-            for rows, (least, most) in ((few_rows, FEW), (many_rows, MANY)):
-                others = [n for n in range(ASKED) if n != question["memory"]]
-                picked = [question["memory"], *chance.sample(others, chance.randint(least, most) - 1)]
-                chance.shuffle(picked)
-                if rows is many_rows and nth >= many:
-                    continue
-                ids = list(itertools.chain(prefix_ids, *(memories[n] for n in picked)))
-                asked = ask(stack, ids, picked, rest, ends)
-                if rows is few_rows:
-                    asked_all.append(replace(asked, logs=torch.empty(0)))
-                for name in rows:
-                    begin = time.process_time()
-                    composed = ways[name](model, prefix, world, picked, rest)
-                    rows[name].time.append((time.process_time() - begin) / asked.seconds)
-                    compare(stack, asked, composed, rows[name])
-        captures.append(replace(world, near=world.near[:1], fixed=[]))
-        yield Measured(few_rows, many_rows, asked_all, captures)
+    memories = [layout.memory(text) for text in told["memories"]]
+    world = captured(model, prefix_ids, memories, result.captures)
+    for s in (world.four[0].alone, world.four[0].near):
+        assert s
+        result.token_bytes += sum(t.nbytes for t in (*s.keys, *s.values)) // s.tokens
+    chance = random.Random(seed)
+    for nth, question in enumerate(told["questions"]):
+        rest = layout.rest([{"role": "user", "content": question["text"]}])
+        for rows, (least, most) in ((result.few, FEW), (result.many, MANY)):
+            others = [n for n in range(ASKED) if n != question["memory"]]
+            picked = [question["memory"], *chance.sample(others, chance.randint(least, most) - 1)]
+            chance.shuffle(picked)
+            if rows is result.many and nth >= many:
+                continue
+            ids = list(itertools.chain(prefix_ids, *(memories[n] for n in picked)))
+            asked = ask(stack, ids, rest, ends)
+            if rows is result.few:
+                result.memories.append(len(picked))
+                result.tokens.append(len(ids) + len(rest))
+                result.seconds.append(asked.seconds)
+            ways = {**WAYS, **(MORE if nth < SOME else {})} if rows is result.few else {name: WAYS[name] for name in MANY_WAYS}
+            for name, way in ways.items():
+                composed, seconds = timed(lambda way=way, picked=picked, rest=rest: way(model, prefix, world, picked, rest))
+                row = rows.setdefault(name, Row())
+                row.time.append(seconds / asked.seconds)
+                compare(stack, asked, composed, row)
+    return result
 
 
-def report(few: dict[str, Row], many: dict[str, Row], asked: list[Asked], captures: list[World]) -> Iterator[str]:
-    tokens, seconds = statistics.fmean(a.tokens for a in asked), statistics.fmean(a.seconds for a in asked)
-    yield f"{len(asked)} questions, 3–6 memories, {tokens:.0f} tokens on average; full prefill {seconds:.2f} s."
-    yield f"{cpu()}, {torch.get_num_threads()} thread(s), float32, torch {torch.__version__}."
+def joined(parts: Sequence[Measured]) -> Measured:
+    whole = Measured(token_bytes=parts[0].token_bytes)
+    for part in parts:
+        for rows, more in ((whole.few, part.few), (whole.many, part.many)):
+            for name, row in more.items():
+                into = rows.setdefault(name, Row())
+                for old, new in ((into.kl, row.kl), (into.top1, row.top1), (into.same, row.same), (into.time, row.time)):
+                    old.extend(new)
+        whole.memories += part.memories
+        whole.tokens += part.tokens
+        whole.seconds += part.seconds
+        for name, seconds in part.captures.items():
+            whole.captures.setdefault(name, []).extend(seconds)
+    return whole
+
+
+def report(got: Measured) -> Iterator[str]:
+    mean = statistics.fmean
+    yield (
+        f"{len(got.seconds)} questions, 3–6 memories, {mean(got.tokens):.0f} tokens on average; "
+        f"full prefill {mean(got.seconds):.2f} s. {cpu()}, {torch.get_num_threads()} thread, float32, torch {torch.__version__}."
+    )
     yield ""
-    yield from lines(few)
-    if any(row.kl for row in many.values()):
-        yield f"\n7–8 memories, {len(next(iter(many.values())).kl)} questions:\n"
-        yield from lines(many)
-    recipe = next((row for name, row in few.items() if "**" in name and "15 %" in name), None)
-    if recipe:
-        seconds, bare = (
-            statistics.fmean(s for w in captures for s in w.seconds),
-            statistics.fmean(s for w in captures for s in w.alone_seconds),
-        )
-        chunk = captures[0].near[0]
-        size = sum(t.nbytes for s in (chunk.alone, chunk.near) if s for t in (*s.keys, *s.values))
-        saved = statistics.fmean(a.seconds * (1 - t) / len(a.memories) for a, t in zip(asked, recipe.time, strict=True))
-        yield (
-            f"\nCapture: {seconds:.2f} s a memory behind P and behind two neighbours ({bare:.2f} s behind P alone), "
-            f"{size / len(chunk.token_ids) / 1024:.1f} KiB a token (both versions, float32). "
-            f"A use in a composition saves {saved:.2f} s a memory: a capture pays from use {seconds / saved:.1f} on."
-        )
+    yield from lines(got.few)
+    if got.many:
+        yield "\n7–8 memories:\n"
+        yield from lines(got.many)
+    ratio = [a / b for a, b in zip(got.few[MAIN].kl, got.few[MANY_WAYS[1]].kl, strict=True)]
+    both = mean(got.few[MAIN].kl) / mean(got.few[MANY_WAYS[1]].kl)
+    yield f"\nKL, chosen tokens with four neighbours / heads with two: {both:.2f} (median of the questions' ratios {statistics.median(ratio):.2f})."
+    each = zip(got.seconds, got.few[MAIN].time, got.memories, strict=True)
+    saved = mean(seconds * (1 - share) / memories for seconds, share, memories in each)
+    yield f"A memory composed instead of prefilled saves {saved:.2f} s; both versions take {got.token_bytes / 1024:.0f} KiB a token in float32."
+    for name, seconds in got.captures.items():
+        yield f"Capture behind {name}: {mean(seconds):.2f} s a memory, which pays from use {math.ceil(mean(seconds) / saved)} on."
 
 
 def cpu() -> str:
@@ -321,23 +362,30 @@ def load(where: Path) -> tuple[torch.nn.Module, TokenLayout, set[int]]:
     return model, TokenLayout(tokenizer), {ends} if isinstance(ends, int) else set(ends or ())
 
 
+def work(where: Path, number: int, many: int) -> Measured:
+    """One world, in a process of its own."""
+    torch.set_num_threads(1)
+    return measure(*load(where), json.loads(QUESTIONS.read_text())["worlds"][number], number, many)
+
+
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--model", type=Path, required=True, help="a folder with a Llama-like chat model")
     words.add_argument("--worlds", type=int, default=None, help="only so many worlds")
-    words.add_argument("--fixed", action="store_true", help="also with one fixed context for all memories of a world")
-    words.add_argument("--many", type=int, default=2, help="questions of each world that are also asked with 7–8 memories")
-    words.add_argument("--out", type=Path, help="also write the tables here")
+    words.add_argument("--many", type=int, default=1, help="questions of each world that are also asked with 7–8 memories")
+    words.add_argument("--processes", type=int, default=1, help="worlds that are measured at the same time")
+    words.add_argument("--out", type=Path, help="write the tables here, again after every world")
     given = words.parse_args()
-    model, layout, ends = load(given.model)
-    worlds = json.loads(QUESTIONS.read_text())["worlds"][: given.worlds]
-    ways = {name: way for name, way in WAYS.items() if given.fixed or name != FIXED}
-    text = ""
-    for number, measured in enumerate(measure(model, layout, ends, ways, worlds, given.many), 1):
-        text = "\n".join(report(*measured)) + "\n"
-        print(f"world {number} of {len(worlds)}", file=sys.stderr, flush=True)
-        if given.out:
-            given.out.write_text(text)
+    count = len(json.loads(QUESTIONS.read_text())["worlds"][: given.worlds])
+    parts, text = dict[int, Measured](), ""
+    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
+        jobs = {pool.submit(work, given.model, number, given.many): number for number in range(count)}
+        for job in as_completed(jobs):
+            parts[jobs[job]] = job.result()
+            text = "\n".join(report(joined([parts[number] for number in sorted(parts)]))) + "\n"
+            print(f"{len(parts)} of {count} worlds", file=sys.stderr, flush=True)
+            if given.out:
+                given.out.write_text(text)
     print(text, end="")
 
 

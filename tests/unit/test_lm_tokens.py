@@ -81,11 +81,10 @@ def test_messages_that_are_no_conversation_are_refused(layout: TokenLayout) -> N
 
 
 REFUSED = {
-    "trims": ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>{% endfor %}", "trims"),
-    "upper": ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "drops, moves or repeats"),
+    "upper": ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "changes"),
     "twice": ("{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}", "repeats"),
     "drops": ("{{ messages[-1]['content'] }}", "drops"),
-    "moves": ("{{ messages[-1]['content'] }}{{ messages[0]['content'] }}", "moves|repeats"),
+    "moves": ("{{ messages[-1]['content'] }}{{ messages[0]['content'] }}", "moves|repeats|changes"),
     "raises": ("{{ raise_exception('no such role') }}", "no such role"),
     "broken": ("{% for %}", "refuses"),
 }
@@ -97,6 +96,14 @@ def test_a_template_that_gives_no_layout_is_refused(tokenizer: Any, name: str) -
     with pytest.raises(MemModel, match=words) as refused:
         with_template(tokenizer, template).rest(TALK)
     assert "template" in refused.value.advice
+
+
+def test_a_template_that_trims_contents_is_taken_and_trims_nothing(tokenizer: Any) -> None:
+    plain = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}"
+    trimming = with_template(tokenizer, plain.replace("content'] }}", "content'] | trim }}"))
+    kept = with_template(tokenizer, plain)
+    spaced = [{"role": "user", "content": "  two spaces, then a newline\n"}]
+    assert trimming.rest(spaced) == kept.rest(spaced) and trimming.prefix() == kept.prefix()
 
 
 def test_a_template_without_a_place_for_a_system_message_says_so(tokenizer: Any) -> None:

@@ -216,11 +216,11 @@ def _watch(item: m.WatchItem) -> list[Block]:
 
 
 def _map(reply: m.MemMapReply) -> list[Block]:
-    blocks: list[Block] = [
-        Line(f"{reply.cube_id} v{reply.version} {reply.form} {reply.bytes} bytes, from {reply.tier}, offset {reply.offset}", "green")
-    ]
+    title = f"{reply.cube_id} v{reply.version} {reply.form} {reply.bytes} bytes from {reply.tier}, offset {reply.offset}"
+    blocks: list[Block] = [Line(title, "green")]
     if reply.layout is not None:
-        rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "-", str(t.offset), str(t.bytes)) for t in reply.layout.tensors]
+        found = reply.layout.tensors
+        rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "-", str(t.offset), str(t.bytes)) for t in found]
         blocks.append(Rows(("tensor", "dtype", "shape", "offset", "bytes"), rows))
         blocks += [Line(f"{name}: {text}", "dim") for name, text in sorted(reply.layout.metadata.items())]
     return blocks

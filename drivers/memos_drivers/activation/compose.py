@@ -2,7 +2,9 @@
 
 A memory is captured as `Chunk`: its keys and values behind the prefix P alone, and, if there are neighbours (other memories of
 its namespace), behind P and these, of which only the memory's own slice is kept. The second version knows what the first
-cannot: how its tokens read when something real stands before them. Per token, `score` says how much that changed it.
+cannot: how its tokens read when something real stands before them. Neighbours are taken two by two; each two are a context
+of their own, and `near` is the mean over contexts, in which what is peculiar to one of them counts less. Per token, `score`
+says how much all that changed it.
 
 `compose` puts P, parts and the rest of a request into one cache:
 
@@ -54,6 +56,8 @@ LOOK_FROM: Final = 1 / 3
 LOOK_TO: Final = 2 / 3
 LEAVE: Final = 0.8
 """Shares of the depth: where the question's attention is read, and after which chosen tokens leave."""
+TOGETHER: Final = 2
+"""Neighbours that make one context."""
 FADE_TOKENS: Final = 100
 """A chunk's first tokens miss their context most: the score falls to a half after so many."""
 
@@ -114,30 +118,36 @@ def capture_prefix(model: torch.nn.Module, prefix_ids: Sequence[int]) -> Generat
 def capture(
     model: torch.nn.Module, prefix_ids: Sequence[int], token_ids: Sequence[int], neighbours: Sequence[Sequence[int]] = ()
 ) -> Generator[None, None, Chunk]:
-    """Prefill a memory behind P, and again behind P and its neighbours' tokens if there are any."""
+    """Prefill a memory behind P, and again behind P and each two of its neighbours, given by their tokens."""
     if not token_ids:
         raise MemInvalid("a memory without tokens has no cache")
     stack = taken_apart(model)
     start, count = len(prefix_ids), len(token_ids)
-    before = list(chain.from_iterable(neighbours))
-    cache = blank(stack, start + len(before) + count)
+    contexts = [list(chain.from_iterable(neighbours[n : n + TOGETHER])) for n in range(0, len(neighbours), TOGETHER)]
+    cache = blank(stack, start + count + max(map(len, contexts), default=0))
     yield from prefill(stack, [*prefix_ids, *token_ids], cache, 0)
     alone = _own(cut(cache, start, start + count))
-    if not before:
+    if not contexts:
         return Chunk(tuple(token_ids), alone, None, None)
-    yield from prefill(stack, [*before, *token_ids], cache, start)
-    there = start + len(before)
-    behind = cut(cache, there, there + count)
-    turn = stack.rotary.turn(torch.arange(there, there + count), torch.arange(start, start + count))
-    near = Segment(tuple(moved(k, turn) for k in behind.keys), tuple(v.clone() for v in behind.values), start)
-    return Chunk(tuple(token_ids), alone, near, _changed(alone, near))
+    keys = [torch.zeros_like(k, dtype=torch.float32) for k in alone.keys]
+    values = [torch.zeros_like(v, dtype=torch.float32) for v in alone.values]
+    here = torch.arange(start, start + count)
+    for before in contexts:
+        yield from prefill(stack, [*before, *token_ids], cache, start)
+        behind = cut(cache, start + len(before), start + len(before) + count)
+        turn = stack.rotary.turn(here + len(before), here)
+        for number in range(len(stack.layers)):
+            keys[number] += moved(behind.keys[number], turn).float() / len(contexts)
+            values[number] += behind.values[number].float() / len(contexts)
+    near = Segment(tuple(k.to(stack.dtype) for k in keys), tuple(v.to(stack.dtype) for v in values), start)
+    return Chunk(tuple(token_ids), alone, near, changed(alone, near))
 
 
 def _own(segment: Segment) -> Segment:
     return Segment(tuple(k.clone() for k in segment.keys), tuple(v.clone() for v in segment.values), segment.start)
 
 
-def _changed(alone: Segment, near: Segment) -> torch.Tensor:
+def changed(alone: Segment, near: Segment) -> torch.Tensor:
     """How far neighbours moved each token's keys and values, over all layers and heads, in units of the usual length there."""
     total = torch.zeros(alone.tokens, device=alone.keys[0].device)
     for one, other in chain(zip(alone.keys, near.keys, strict=True), zip(alone.values, near.values, strict=True)):
@@ -166,7 +176,7 @@ def compose(
         chosen = laid.open
     elif wanted:
         looked = yield from look(stack, laid, rest_ids, rest_at)
-        chosen = laid.open[torch.topk(looked.sqrt() * laid.score, wanted).indices]
+        chosen = laid.open[torch.topk(looked * laid.score, wanted).indices]
     states = yield from repair(stack, laid, chosen, depth, rest_ids, rest_at)
     logits = logits_of(stack, states[:, -1:])[0, -1]
     return Composed(logits, laid.cache, states, len(chosen), depth)

@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from memos_syscalls.errors import MemCanceled, MemError, MemIO, MemNoCall
+from memos_drivers.lm.models import GET_TORCH
+from memos_syscalls.errors import MemCanceled, MemError, MemIO, MemNoCall, MemNoModel
 
 from . import wire
 from .contract import Hosted, Steps
@@ -318,6 +319,10 @@ def serve(peer: socket.socket, module: str) -> None:
     try:
         hosted: Hosted = importlib.import_module(module).open_host(spec)
         info = hosted.describe()
+    except ModuleNotFoundError as error:
+        lacking = MemNoModel(f"the package {error.name} is not installed", GET_TORCH)
+        peer.sendall(wire.message({"kind": "refused", **wire.failure(lacking)}))
+        return
     except MemError as error:
         peer.sendall(wire.message({"kind": "refused", **wire.failure(error)}))
         return

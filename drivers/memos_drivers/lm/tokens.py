@@ -9,7 +9,8 @@ Where contents begin and end is found by rendering the template with marks in th
 by a template. What the template says between them is tokenised with its control tokens. Contents (the system message,
 memories, messages) are tokenised with control tokens as text: a memory that holds `<|im_start|>` does not become one.
 
-A template that trims, changes, repeats, moves or drops contents gives no such layout, and is refused. A model without a chat
+A template that changes, repeats, moves or drops contents gives no such layout, and is refused. One that trims white space off
+them (Llama 3, Gemma) is not: contents are written here, and never trimmed. A model without a chat
 template has P = [BOS], if its tokenizer has one, and the contents one after another as the rest.
 """
 
@@ -96,8 +97,7 @@ class TokenLayout:
         return self._rendered[roles]
 
     def _render(self, roles: tuple[str, ...]) -> tuple[str, ...]:
-        # White space around the mark, as contents have it: a template that strips it would change contents.
-        marks = [f" \n\tmemos content {n} of {len(roles)}\n " for n in range(len(roles))]
+        marks = [f"memos content {n} of {len(roles)}." for n in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -109,8 +109,7 @@ class TokenLayout:
         for mark, role in zip(marks, roles, strict=True):
             before, found, text = text.partition(mark)
             if not found:
-                lost = mark.strip() not in before + text
-                what = "drops, moves or repeats" if lost else "trims or moves"
+                what = "changes, drops or repeats" if mark not in before + text else "moves"
                 raise MemModel(f"the chat template {what} the content of a {role} message", SYSTEM if role == "system" else USE)
             parts.append(before)
         if re.search("memos content [0-9]", "".join((*parts, text))):
