@@ -5,7 +5,7 @@
         kv = k.capture(anna)
         assert k.ask("Who keeps bees?", kv)["text"] == k.ask("Who keeps bees?", anna)["text"]
 
-The driver host is the real one, a process with torch. `during(op)` runs a function inside this process as soon as the kernel asks
+The driver host is the real one, a process with torch. `during(op)` calls a function in this process as soon as the kernel asks
 the host for that operation, and so places what happens between two steps of a job.
 """
 

@@ -26,13 +26,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy
 
-if __package__:
-    from tests.bench import kv_bare as bare
-else:
-    import kv_bare as bare
-
 from memos_client import Kernel
-from memos_tools.bench_measure import TEXT, Measured, latencies, scratch, timed
+from memos_tools.bench_measure import NO_MODEL, TEXT, Measured, latencies, scratch, timed
+from tests.bench import kv_bare as bare
 
 if TYPE_CHECKING:
     from tests.bench.run import Run
@@ -63,12 +59,12 @@ class Bench:
 
     def __init__(self, directory: Path, model: str, threads: int) -> None:
         self.directory = directory
-        self._options = {"model": model, "host_threads": threads, "embedder": "none", "log_level": "error"}
+        self._words = ["--model", model, "--host-threads", str(threads), "--dtype", "float32", *NO_MODEL]
         self.bare = bare.Model(model, threads)
         self.kernel = self._start()
 
     def _start(self) -> Kernel:
-        kernel = Kernel.spawn(self.directory / "data", **self._options)
+        kernel = Kernel.spawn(self.directory / "data", args=self._words)
         kernel.mem_infer("Hello.", max_new_tokens=1, deadline_ms=DEADLINE_MS)
         return kernel
 

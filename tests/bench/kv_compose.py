@@ -185,7 +185,8 @@ MORE: Final[dict[str, Way]] = {
 }
 SOME: Final = 3
 MAIN: Final = "**four neighbours, chosen tokens** | 15 %"
-MANY_WAYS: Final = ("alone, re-rotated | 0", "two neighbours, heads of chunks recomputed | 15 %", MAIN)
+HEADS: Final = "two neighbours, heads of chunks recomputed | 15 %"
+MANY_WAYS: Final = ("alone, re-rotated | 0", HEADS, MAIN)
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -204,7 +205,7 @@ def captured(model: torch.nn.Module, prefix_ids: list[int], memories: list[list[
         world.four.append(averaged(one, other))
         if n == 0:
             for name, neighbours in (("P alone", []), ("two neighbours", around[:2]), ("four neighbours", around)):
-                chunk, seconds = timed(lambda some=neighbours, ids=ids: done(capture(model, prefix_ids, ids, some)))
+                seconds = timed(lambda some=neighbours, ids=ids: done(capture(model, prefix_ids, ids, some)))[1]
                 spent.setdefault(name, []).append(seconds)
     return world
 
@@ -261,6 +262,14 @@ def between(values: Sequence[float]) -> tuple[float, float, float]:
     chance = random.Random(7)
     means = sorted(sum(chance.choices(values, k=len(values))) / len(values) for _ in range(2000))
     return sum(values) / len(values), means[50], means[1949]
+
+
+def ratio_between(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """The ratio of the means, between its 2.5th and 97.5th percentile over samples of the same questions."""
+    chance, pairs = random.Random(7), list(zip(ours, theirs, strict=True))
+    samples = (chance.choices(pairs, k=len(pairs)) for _ in range(2000))
+    ratios = sorted(sum(a for a, _ in sample) / sum(b for _, b in sample) for sample in samples)
+    return ratios[50], sum(ours) / sum(theirs), ratios[1949]
 
 
 def lines(rows: dict[str, Row]) -> Iterator[str]:
@@ -326,23 +335,21 @@ def joined(parts: Sequence[Measured]) -> Measured:
 
 def report(got: Measured) -> Iterator[str]:
     mean = statistics.fmean
-    yield (
-        f"{len(got.seconds)} questions, 3–6 memories, {mean(got.tokens):.0f} tokens on average; "
-        f"full prefill {mean(got.seconds):.2f} s. {cpu()}, {torch.get_num_threads()} thread, float32, torch {torch.__version__}."
-    )
+    yield f"{len(got.seconds)} questions, 3–6 memories, {mean(got.tokens):.0f} tokens; full prefill {mean(got.seconds):.2f} s."
+    yield f"{cpu()}; one thread, float32, torch {torch.__version__}."
     yield ""
     yield from lines(got.few)
     if got.many:
         yield "\n7–8 memories:\n"
         yield from lines(got.many)
-    ratio = [a / b for a, b in zip(got.few[MAIN].kl, got.few[MANY_WAYS[1]].kl, strict=True)]
-    both = mean(got.few[MAIN].kl) / mean(got.few[MANY_WAYS[1]].kl)
-    yield f"\nKL, chosen tokens with four neighbours / heads with two: {both:.2f} (median of the questions' ratios {statistics.median(ratio):.2f})."
+    low, ours, high = ratio_between(got.few[MAIN].kl, got.few[HEADS].kl)
+    yield f"\nKL of chosen tokens with four neighbours / of heads with two: {ours:.2f} ({low:.2f}–{high:.2f})."
     each = zip(got.seconds, got.few[MAIN].time, got.memories, strict=True)
     saved = mean(seconds * (1 - share) / memories for seconds, share, memories in each)
-    yield f"A memory composed instead of prefilled saves {saved:.2f} s; both versions take {got.token_bytes / 1024:.0f} KiB a token in float32."
+    yield f"A memory composed, not prefilled, saves {saved:.2f} s; both versions take {got.token_bytes / 1024:.0f} KiB a token."
     for name, seconds in got.captures.items():
-        yield f"Capture behind {name}: {mean(seconds):.2f} s a memory, which pays from use {math.ceil(mean(seconds) / saved)} on."
+        use = math.ceil(mean(seconds) / saved)
+        yield f"Capture behind {name}: {mean(seconds):.2f} s a memory, which pays from use {use} on."
 
 
 def cpu() -> str:

@@ -324,10 +324,16 @@ def table(goals: Iterable[Goal]) -> str:
     return "\n".join(lines)
 
 
+def kv(run: Run) -> None:
+    """Activation memory; also `python -m tests.bench.kv`."""
+    sys.path.append(str(HERE.parents[1]))
+    importlib.import_module("tests.bench.kv").kv(run)
+
+
 WORKLOADS: dict[str, Callable[[Run], None]] = {
     "read": Run.read, "alloc": Run.alloc, "mixed": Run.mixed, "start": Run.start, "replay": Run.replay,
     "search": Run.search, "locomo": Run.recall, "kafka": lambda run: importlib.import_module("kafka_loads").kafka(run),
-    "kv": lambda run: importlib.import_module("kv").kv(run),
+    "kv": lambda run: kv(run),
 }  # fmt: skip
 
 

@@ -229,13 +229,12 @@ def model_without(tiny: Path, place: Path, what: str) -> Path:
     ("safety", "EMODEL"), ("config", "EMODEL"), ("tokenizer", "EMODEL"),
 ])  # fmt: skip
 def test_a_model_that_is_not_whole_is_refused_with_words(
-    k: Model, tiny: Path, tmp_path: Path, what: str, errno: str
+    tiny: Path, tmp_path: Path, what: str, errno: str
 ) -> None:
-    """In the running host, as a second model: what is wrong with one does not touch the other."""
     model = str(model_without(tiny, tmp_path, what))
     found = refusal_of(tmp_path, model)
-    assert found.errno in (errno, "ENOMODEL") or (what, found.errno) == ("config", "EIO"), (what, found)
-    assert found.advice and str(tmp_path)[-8:] in str(found) or "model" in str(found)
+    assert found.errno == errno, found
+    assert found.advice and "model" in str(found)
 
 
 def refusal_of(place: Path, model: str) -> MemError:

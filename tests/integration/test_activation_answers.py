@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from tests import lm
 from tests.activation import BEES, CHESS, KETTLE, Model
+from tests.inside import ADMIN
 
 tiny = lm.tiny
 TOKENS = 64
-SUBJECTS = ("Anna", "Boris", "the kettle", "a bicycle", "your sister", "the roof", "nine bees", "Lisbon", "last year", "a memory")
+SUBJECTS = ("Anna", "Boris", "the kettle", "a bicycle", "your sister", "the roof", "nine bees", "Lisbon", "a memory")
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +25,12 @@ def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 def pieces(k: Model, prompt: str, *cubes: Any, **args: Any) -> tuple[list[str], dict[str, Any]]:
     """The streamed texts, and the reply that came with the last item."""
-    peer = k.peer(lm_caller())
+    peer = k.peer(ADMIN)
     peer.items.clear()
     reply = k.ask(prompt, *cubes, stream=True, **args)
     items, last = peer.items[:-1], peer.items[-1]
     assert last["text"] == "" and last["reply"] == reply
     return [item["text"] for item in items], reply
-
-
-def lm_caller() -> Any:
-    from tests.inside import ADMIN
-
-    return ADMIN
 
 
 def test_the_text_after_an_attached_cache_is_that_of_a_full_prefill(k: Model) -> None:
@@ -132,7 +127,8 @@ def test_a_cache_that_is_stored_smaller_answers_nearly_as_the_whole_one(k: Model
     whole, small = k.capture(text), k.capture(text, params={"stored": stored})
     assert whole != small, "another stored dtype is another cache"
     header = k.header(small)
-    assert header["recipe"]["stored"] == stored and header["bytes"] < k.header(whole)["bytes"] * (0.75 if stored == "int8" else 0.6)
+    share = 0.75 if stored == "int8" else 0.6
+    assert header["recipe"]["stored"] == stored and header["bytes"] < k.header(whole)["bytes"] * share
     k("mem_migrate", cube_id=small, tier="disk")
     answer = k.ask("Who keeps bees?", small)
     assert answer["attached"][0]["how"] in ("attached", "recomputed") and answer["text"]

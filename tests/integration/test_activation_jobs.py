@@ -121,13 +121,12 @@ def test_the_same_request_id_is_one_job_and_one_record(k: Model) -> None:
     assert asked.count("capture") == 1
     assert len({(a["cube_id"], a["version"], a["offset"], a["job_id"]) for a in answers}) == 1
     again = k("mem_migrate", **args)
-    assert (again["cube_id"], again["version"], again["offset"]) == tuple(answers[0][n] for n in ("cube_id", "version", "offset"))
+    first = tuple(answers[0][name] for name in ("cube_id", "version", "offset"))
+    assert (again["cube_id"], again["version"], again["offset"]) == first
     assert k.failure("mem_migrate", **{**args, "name": "another"}).errno == "EINVAL"
-    head = k("sys_stats")["head"] if "head" in k("sys_stats") else None
     k.reopen()
     later = k("mem_migrate", **args)
-    assert (later["cube_id"], later["version"], later["offset"]) == tuple(answers[0][n] for n in ("cube_id", "version", "offset"))
-    assert head is None or k("sys_stats")["head"] >= head
+    assert (later["cube_id"], later["version"], later["offset"]) == first
     assert len(k.derived(text)) == 1
     # After a change the old request id still names the old record, and asks for nothing new.
     k("mem_write", cube_id=text, content=CHESS)

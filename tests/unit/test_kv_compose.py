@@ -250,6 +250,16 @@ def test_neighbours_stand_before_the_chunk_and_leave_only_their_mark(model: torc
     assert off(cut(cache, len(there) - 40, len(there)).values[4], chunk.near.values[4]) < 1e-5
 
 
+def test_each_two_neighbours_are_a_context_and_near_is_the_mean_over_contexts(model: torch.nn.Module) -> None:
+    third = ids(33, 15)
+    both = done(capture(model, PREFIX, MEMORIES[0], [*NEIGHBOURS, third])).near
+    one = done(capture(model, PREFIX, MEMORIES[0], NEIGHBOURS)).near
+    other = done(capture(model, PREFIX, MEMORIES[0], [third])).near
+    assert both and one and other
+    for mean, a, b in zip((*both.keys, *both.values), (*one.keys, *one.values), (*other.keys, *other.values), strict=True):
+        assert off(mean, (a + b) / 2) < 1e-5
+
+
 def test_a_merged_cache_is_a_chunk_again(model: torch.nn.Module) -> None:
     chunks, prefix = chunks_of(model), prefix_of(model)
     merged = done(merge(model, prefix, chunks, 1))

@@ -211,6 +211,8 @@ def _watch(item: m.WatchItem) -> list[Block]:
     blocks: list[Block] = [Line(f"{item.offset} {time_text(item.time)} {item.actor} {item.syscall}", "bold")]
     for event in item.events:
         parts = [event.event, event.cube_id, f"v{event.version}" if event.version else None, event.namespace, event.state]
+        if event.pinned is not None:
+            parts.append("pinned" if event.pinned else "unpinned")
         blocks.append(Line("  " + " ".join(part for part in parts if part), STATE_STYLES.get(event.state or "", "")))
     return blocks
 

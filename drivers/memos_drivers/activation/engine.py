@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from memos_drivers.activation.compose import Chunk, Text, capture, compose, merge
+from memos_drivers.activation.forward import cut
 from memos_drivers.activation.forward import supported as composable
 from memos_drivers.activation.kv import FORMAT, STORED, Packed, Payload, pack
 from memos_drivers.lm.fingerprint import adapters, rope_digest
@@ -30,8 +31,9 @@ from memos_drivers.lm.sampling import Options, Sampler, Writer
 from memos_drivers.lm.tokens import TokenLayout
 from memos_syscalls.errors import MemError, MemInvalid, MemIO, MemModel, MemTooLarge
 
-BLOCK: Final = 512
-"""Tokens that run without a pause: others get their turn between blocks."""
+BLOCK: Final = 256
+"""Tokens that run without a pause: others get their turn between blocks, and half of what a block attends to within itself is
+masked out again."""
 ROOM: Final = 256
 """Tokens of an answer that a cache has room for before it grows."""
 PREFIXES_MAX: Final = 64
@@ -83,6 +85,8 @@ class Engine:
         self.context = int(config.max_position_embeddings)
         self._ends = self._end_tokens()
         self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], Segment] = OrderedDict()
+        none = torch.empty((1, self.kv_heads, 0, self.head_dim), dtype=self.dtype, device=self.device)
+        self._nothing = Segment((none,) * self.layers, (none,) * self.layers, 0)
 
     def _end_tokens(self) -> frozenset[int]:
         found: set[int] = set()
@@ -135,11 +139,13 @@ class Engine:
         """Logits [vocabulary] behind the last of these ids, which stand at positions at, at + 1, …"""
         batch = torch.tensor([list(ids)], device=self.device)
         places = torch.arange(at, at + len(ids), device=self.device)
-        out = self.model(
-            input_ids=batch, past_key_values=cache, position_ids=places[None], use_cache=True, logits_to_keep=1
-        )
+        out = self.model(input_ids=batch, past_key_values=cache, position_ids=places[None], use_cache=True, logits_to_keep=1)
         logits: torch.Tensor = out.logits[0, -1]
         return logits
+
+    def _room(self, tokens: int) -> Any:
+        """An empty cache that takes so many tokens without growing."""
+        return past([self._nothing], room=tokens)
 
     def prefill(
         self, ids: Sequence[int], cache: Any, at: int, progress: Progress | None = None
@@ -160,13 +166,11 @@ class Engine:
         if (known := self._prefixes.get(key)) is not None:
             self._prefixes.move_to_end(key)
             return ids, known
-        cache = past([], room=0)
+        made = self._nothing
         if ids:
+            cache = self._room(len(ids))
             yield from self.prefill(ids, cache, 0)
             made = segment_of(cache, 0, len(ids))
-        else:
-            empty = torch.empty((1, self.kv_heads, 0, self.head_dim), dtype=self.dtype, device=self.device)
-            made = Segment((empty,) * self.layers, (empty,) * self.layers, 0)
         self._prefixes[key] = made
         if len(self._prefixes) > PREFIXES_MAX:
             self._prefixes.popitem(last=False)
@@ -194,9 +198,10 @@ class Engine:
             progress(0.1, "prefilling behind its neighbours")
             chunk = yield from capture(self.model, prefix, ids, before)
         else:
-            cache = past([], room=0)
+            cache = self._room(len(prefix) + len(ids))
             yield from self.prefill([*prefix, *ids], cache, 0, lambda share, said: progress(0.9 * share, said))
-            chunk = Chunk(tuple(ids), segment_of(cache, len(prefix), len(prefix) + len(ids)), None, None)
+            whole = Segment(tuple(one.keys for one in cache.layers), tuple(one.values for one in cache.layers), 0)
+            chunk = Chunk(tuple(ids), cut(whole, len(prefix), len(prefix) + len(ids)), None, None)
         sizes["seconds"] = time.perf_counter() - began
         return sizes, self._packed(chunk, prefix, sizes)
 
@@ -257,7 +262,7 @@ class Engine:
         caches = sum(part.payload is not None for part in parts)
         if not caches:
             ids = [*prefix_ids, *(number for part in parts for number in part.ids), *rest]
-            cache = past([], room=ROOM)
+            cache = self._room(total + ROOM)
             logits = yield from self.prefill(ids, cache, 0)
             return Begun(logits, cache, total, 0, list(parts))
         _ids, segment = yield from self.prefix(tenant, system)

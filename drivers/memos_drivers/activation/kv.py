@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -66,6 +67,11 @@ def _named(chunk: Chunk) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"vn.{number}", values[0]
 
 
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is: the least and the greatest are, for a NaN would be both."""
+    return not tensor.numel() or all(math.isfinite(float(end)) for end in tensor.aminmax())
+
+
 def pack(chunk: Chunk, prefix_ids: list[int], descriptor: dict[str, Any]) -> Packed:
     """The chunk in a sealed memfd; the caller closes it. Raises `MemIO` for numbers that are not finite."""
     stored = STORED[descriptor["stored"]]
@@ -73,7 +79,7 @@ def pack(chunk: Chunk, prefix_ids: list[int], descriptor: dict[str, Any]) -> Pac
     scales: list[tuple[str, torch.Tensor]] = []
     worst = 0.0
     for name, tensor in _named(chunk):
-        if not bool(torch.isfinite(tensor).all()):
+        if not _finite(tensor):
             raise MemIO(
                 f"the model made numbers that are not finite ({name})", "Use another dtype (--dtype float32), or another model."
             )
@@ -88,7 +94,7 @@ def pack(chunk: Chunk, prefix_ids: list[int], descriptor: dict[str, Any]) -> Pac
             kept.append((name, whole))
             back = whole.float()
         if whole.dtype != tensor.dtype:
-            if not bool(torch.isfinite(back).all()):
+            if not _finite(back):
                 raise MemIO(f"{name} does not fit {descriptor['stored']}", "Store it as float32 or bfloat16.")
             rms = float(tensor.float().square().mean().sqrt())
             worst = max(worst, float((back - tensor.float()).abs().max()) / max(rms, 1e-12))
@@ -103,14 +109,15 @@ def pack(chunk: Chunk, prefix_ids: list[int], descriptor: dict[str, Any]) -> Pac
     )
     fd = os.memfd_create("memos-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, layout.size)
-        with mmap.mmap(fd, layout.size) as memory:
-            memory[: len(head)] = head
+        # Written, not mapped: a page that is written costs no fault.
+        with open(fd, "wb", closefd=False) as file:
+            file.write(head)
             for info, (_name, tensor) in zip(layout.tensors, kept, strict=True):
                 if info.bytes:
-                    place = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=info.offset)
-                    place.copy_(tensor.contiguous().view(-1))
-                    del place
+                    plain: Any = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
+                    file.seek(info.offset)
+                    file.write(plain)
+            file.truncate(layout.size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)
@@ -138,9 +145,7 @@ def _tensor(memory: mmap.mmap, info: tensors.TensorInfo) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=TORCH[info.dtype], count=count, offset=info.offset).view(info.shape)
 
 
-def _payload(
-    descriptor: dict[str, Any], found: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-) -> Payload:
+def _payload(descriptor: dict[str, Any], found: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Payload:
     if descriptor["format"] != FORMAT:
         raise ValueError(f"its format is {descriptor['format']!r}")
     layers, start, tokens = int(descriptor["layers"]), int(descriptor["start"]), int(descriptor["tokens"])

@@ -11,6 +11,7 @@ that the kernel's host tier has, so it costs no second copy where the payload's 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Generator, Mapping
@@ -48,6 +49,9 @@ class Workshop:
         self._cache = Path(spec["cache"])
         self._device = device_of(str(spec.get("device", "auto")))
         self._dtype = str(spec.get("dtype", "auto"))
+        if self._device.type == "cpu":
+            # A CPU attends over grouped heads as they lie, behind a mask as well; else all keys and values are repeated first.
+            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
         if threads := int(spec.get("threads") or 0):
             torch.set_num_threads(threads)
         self._engines: dict[str, Engine] = {}
