@@ -114,8 +114,8 @@ class Model(Inside):
     def during(self, op: str, then: Callable[[], Any], *, times: int = 1, after: bool = False) -> Iterator[list[str]]:
         """Calls `then` when the kernel asks the host for this operation, or when it has the answer; awaits what it returns.
         Gives the operations that were asked for."""
-        host, asked = self.host, list[str]()
-        run = host.run
+        host: Any = self.host
+        asked, run = list[str](), self.host.run
 
         async def watched(name: str, *args: Any, **more: Any) -> Answer:
             nonlocal times
@@ -129,11 +129,11 @@ class Model(Inside):
                 await _awaited(then())
             return answer
 
-        host.run = watched  # type: ignore[method-assign]
+        host.run = watched
         try:
             yield asked
         finally:
-            host.run = run  # type: ignore[method-assign]
+            host.run = run
 
     def kill_host(self) -> None:
         """SIGKILL to the driver host."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memos_drivers.tiers import worth_loading
@@ -17,7 +16,7 @@ from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemNotFound, M
 
 from . import lifecycle
 from .governance import Access, text_id
-from .sources import cache_leaves, live, member, newer_source, row_at, texts_of
+from .sources import cache_leaves, live, made_from, member, newer_source, row_at, texts_of
 from .state import CONTENT, Cube
 from .vault import Vault
 
@@ -58,15 +57,6 @@ def caches_of(vault: Vault, access: Access, cube: Cube, version: int) -> list[tu
         if role == CONTENT:
             found += caches_of(vault, access, member(access, source_id, cube), at)
     return found
-
-
-def made_from(access: Access, cube: Cube, version: int) -> Iterator[tuple[Cube, int]]:
-    """Every source of a cache with its role, directly or through other caches; refuses whoever may not read one of them."""
-    for source_id, at, role in row_at(access, cube, version).lineage:
-        source = member(access, source_id, cube)
-        yield source, role
-        if source.form != "plaintext":
-            yield from made_from(access, source, at)
 
 
 def _found(access: Access, cube: Cube, version: int) -> Any:

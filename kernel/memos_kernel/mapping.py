@@ -25,6 +25,7 @@ from .events import Damaged, Slot
 from .governance import Access, text_id
 from .hosttier import Held
 from .reads import locate
+from .sources import check_sources
 from .state import Cube, Version
 from .turn import Peer, Turn
 
@@ -117,6 +118,7 @@ async def mem_map(kernel: Kernel, turn: Turn, request: Any) -> None:
     effective = lifecycle.effective(state, row.expires_at, now)
     if effective == lifecycle.EXPIRED and request.version is None:
         raise lifecycle.refusal(request.cube_id, effective, "map")
+    check_sources(access, cube, number)
     opened = kernel.vault.cached(cube.cube_id, number)
     private = opened.private if opened is not None else kernel.vault.open_private(row, sealed)
     if cube.form == "plaintext" and (private.recipe or {}).get("method") == "compose":

@@ -23,6 +23,7 @@ from .events import Damaged
 from .governance import Access, raw_id, text_id
 from .header import header
 from .longreads import Breath
+from .sources import check_sources
 from .state import Cube, Version, View
 from .turn import Turn
 from .vault import Opened
@@ -110,6 +111,8 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
     effective = lifecycle.effective(state, row.expires_at, now)
     if effective == lifecycle.EXPIRED and not (past and request.version is not None):
         raise lifecycle.refusal(request.cube_id, effective, "read")
+    if "content" in request.parts:
+        check_sources(access, cube, version)
     if cube.form != "plaintext" and "content" in request.parts and row.payload_bytes > limits.CONTENT_INLINE_BYTES_MAX:
         raise MemInvalid(
             f"cube {request.cube_id} holds {row.payload_bytes} bytes of tensors", 'Use mem_map, or pass parts=["header"].'

@@ -5,6 +5,7 @@ Pure but for decryption: everything is read through the view and the vault that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from memos_syscalls import limits
@@ -63,6 +64,22 @@ def member(access: Access, source_id: bytes, of: Cube) -> Cube:
     if source is None or not access.sees(source.namespace):
         raise hidden(access.caller, f"source of cube {text_id(of.cube_id)}")
     return source
+
+
+def made_from(access: Access, cube: Cube, version: int) -> Iterator[tuple[Cube, int]]:
+    """Every source of a cache with its role, directly or through other caches; refuses whoever may not read one of them."""
+    for source_id, at, role in row_at(access, cube, version).lineage:
+        source = member(access, source_id, cube)
+        yield source, role
+        if source.form != "plaintext":
+            yield from made_from(access, source, at)
+
+
+def check_sources(access: Access, cube: Cube, version: int) -> None:
+    """What a cube was made from leaves traces in tensors: who may not read all of it gets none of them."""
+    if cube.form != "plaintext":
+        for _source, _role in made_from(access, cube, version):
+            continue
 
 
 def texts_of(vault: Vault, access: Access, cube: Cube, version: int, *, current: bool) -> Texts:

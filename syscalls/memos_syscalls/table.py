@@ -95,7 +95,7 @@ TABLE: Final[tuple[Syscall, ...]] = (
     Syscall(86, "mem_shred", m.MemShred, m.MemShredReply, _WRITE | _LONG, 1, "shred $ID"),
     Syscall(96, "mem_map", m.MemMap, m.MemMapReply, _READ | _LONG, 1, "map $ID"),
     Syscall(98, "mem_infer", m.MemInfer, m.MemInferReply, _READ | _LONG | _JOB, 1,
-            "infer --prompt 'What breed is the dog?' --cubes $ID --max-new-tokens 16", m.MemInferItem),
+            "infer 'What breed is the dog?' $ID --max-new-tokens 16", m.MemInferItem),
     Syscall(112, "mem_watch", m.MemWatch, m.Reply, _READ | Flag.STREAM, 1,
             "watch --namespace alice --from-offset 0", m.WatchItem),
     Syscall(120, "job_status", m.JobStatus, m.JobReply, _READ, 1, "job-status $JOB"),

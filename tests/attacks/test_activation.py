@@ -22,6 +22,7 @@ from tests.inside import ADMIN, ALICE, BOB
 from memos_drivers.activation.engine import Begun, Engine, Part
 from memos_drivers.activation.kv import Payload, pack, unpack
 from memos_drivers.lm import models
+from memos_syscalls.errors import MemModel
 
 tiny = lm.tiny
 TENANT = "uid:1001"
@@ -75,18 +76,19 @@ def refused(here: Engine, payload: Payload, text: str = BEES, system: str | None
 
 
 def logits(here: Engine, parts: list[Part]) -> torch.Tensor:
-    begun: Begun = done(here.begin(TENANT, MESSAGES, parts, 0.15))
+    begun: Begun = done(here.attach(TENANT, MESSAGES, parts, 0.15))
     return begun.logits.float()
 
 
 @pytest.mark.parametrize(("dtype", "stored", "most"), [
-    ("float32", None, 1e-3), ("float32", "float16", 0.1), ("float32", "bfloat16", 1.0), ("float32", "int8", 2.0),
-    ("bfloat16", None, 2.0),
+    ("float32", None, 1e-3), ("float32", "float16", 0.02), ("float32", "bfloat16", 0.1), ("float32", "int8", 0.2),
+    ("bfloat16", None, 0.15),
 ])  # fmt: skip
 def test_logits_behind_a_cache_are_those_of_a_full_prefill(
     tiny: Path, cache: Path, dtype: str, stored: str | None, most: float
 ) -> None:
-    """The bounds of what is stored smaller are of this model, whose logits have a standard deviation near 6."""
+    """The bounds of what is stored smaller are of this model, whose logits have a standard deviation of 1.6; what was seen
+    is .000002, .006, .029, .048 and .031."""
     here = engine(tiny, cache, dtype)
     for text in (BEES, CHESS * 4, KETTLE + BEES * 5):
         ids = here.memory_ids([text])
@@ -174,6 +176,7 @@ def test_one_token(made: Engine, payload: Payload) -> None:
         assert "tokens" in (refused(made, payload, text) or "")
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_and_another_one_of_the_same_name(payload: Payload, tiny: Path, tmp_path: Path) -> None:
     import peft
 
@@ -217,12 +220,11 @@ def test_a_descriptor_that_lies(made: Engine, payload: Payload, change: dict[str
     fd = os.memfd_create("lying")
     try:
         os.write(fd, len(text).to_bytes(8, "little") + text + whole[8 + length :])
-        with pytest.raises(Exception, match="") as found:
+        with pytest.raises(MemModel):
             lying = unpack(fd, CPU, made.dtype)
             error = made.refusal(lying, lying.prefix_ids, None)
             assert error is not None, "neither the payload nor its use was refused"
             raise error
-        assert getattr(found.value, "errno", "") == "EMODEL", found.value
     finally:
         os.close(fd)
 
@@ -292,6 +294,9 @@ def test_who_may_not_read_what_a_cache_was_made_from_may_not_use_it(k: Model, wa
     for on_miss in ("refuse", "recompute"):
         error = k.failure("mem_infer", BOB, **k.question(QUESTION, cube, on_miss=on_miss))
         assert error.errno == "EACCES" and hers not in str(error)
+    assert k.failure("mem_map", BOB, cube_id=cube).errno == "EACCES"
+    assert k.failure("mem_read", BOB, cube_id=cube).errno == "EACCES"
+    assert k("mem_stat", BOB, cube_id=cube)["header"]["form"] == "activation"
     assert k.ask(QUESTION, cube, caller=ADMIN)["text"]
 
 
@@ -302,7 +307,7 @@ def test_a_change_of_the_kernels_settings_is_noticed(k: Model, tiny: Path, tmp_p
     config = k.config
     for change in ({"dtype": "bfloat16"}, {"model": (str(lm.tiny_model(tmp_path / "other", seed=3)),)}):
         k.stop()
-        k.config = dataclasses.replace(config, **change)  # type: ignore[arg-type]
+        k.config = dataclasses.replace(config, **change)
         k.open()
         assert k.failure("mem_infer", **k.question(QUESTION, cache)).errno == "EMODEL"
         answer = k.ask(QUESTION, cache, on_miss="recompute")

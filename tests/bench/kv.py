@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy
+from tests.bench import kv_bare as bare
 
 from memos_client import Kernel
 from memos_tools.bench_measure import NO_MODEL, TEXT, Measured, latencies, scratch, timed
-from tests.bench import kv_bare as bare
 
 if TYPE_CHECKING:
     from tests.bench.run import Run
@@ -168,6 +168,7 @@ def _decode(run: Run, tokens: int, found: dict[str, list[Asked]]) -> None:
 def _cold(run: Run, bench: Bench, caches: dict[int, str], fulls: dict[int, float]) -> None:
     """Each start of the kernel gives one sample for each size."""
     found: dict[int, list[Asked]] = {tokens: [] for tokens in COLD if tokens in caches}
+    how = ""
     for _ in range(1 if run.scale < 1 else STARTS):
         bench.restart()
         # The prefix's own keys and values are made once for each start.
@@ -194,7 +195,7 @@ def capture(run: Run, bench: Bench) -> None:
     tokens = 512 if run.scale < 1 else MAPPED_TOKENS
     pairs: list[tuple[float, float]] = []
     before = _bytes_under(bench.directory / "data")
-    size = 0
+    size, cache = 0, ""
     for seed in range(1 if run.scale < 1 else PAIRS):
         plain, text = bench.memory(tokens, 100 + seed)
         theirs = bench.bare.prefill_seconds(text)

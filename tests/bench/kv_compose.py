@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import torch
 import transformers
@@ -39,6 +39,7 @@ from memos_drivers.lm.past import Segment
 from memos_drivers.lm.tokens import TokenLayout
 
 T = TypeVar("T")
+Given = ParamSpec("Given")
 QUESTIONS: Final = Path(__file__).with_name("kv_questions.json")
 ASKED: Final = 10
 """Memories of a world that requests hold; those after them are neighbours only."""
@@ -189,10 +190,14 @@ HEADS: Final = "two neighbours, heads of chunks recomputed | 15 %"
 MANY_WAYS: Final = ("alone, re-rotated | 0", HEADS, MAIN)
 
 
-def timed(work: Callable[[], T]) -> tuple[T, float]:
+def timed(work: Callable[Given, T], *given: Given.args, **more: Given.kwargs) -> tuple[T, float]:
     begin = time.process_time()
-    result = work()
+    result = work(*given, **more)
     return result, time.process_time() - begin
+
+
+def chunk_of(model: torch.nn.Module, prefix_ids: list[int], ids: list[int], neighbours: list[list[int]]) -> Chunk:
+    return done(capture(model, prefix_ids, ids, neighbours))
 
 
 def captured(model: torch.nn.Module, prefix_ids: list[int], memories: list[list[int]], spent: dict[str, list[float]]) -> World:
@@ -200,12 +205,12 @@ def captured(model: torch.nn.Module, prefix_ids: list[int], memories: list[list[
     world, pool = World([], []), memories[ASKED:]
     for n, ids in enumerate(memories[:ASKED]):
         around = [pool[(n + k) % len(pool)] for k in range(4)]
-        one, other = (done(capture(model, prefix_ids, ids, pair)) for pair in (around[:2], around[2:]))
+        one, other = (chunk_of(model, prefix_ids, ids, pair) for pair in (around[:2], around[2:]))
         world.two.append(one)
         world.four.append(averaged(one, other))
         if n == 0:
             for name, neighbours in (("P alone", []), ("two neighbours", around[:2]), ("four neighbours", around)):
-                seconds = timed(lambda some=neighbours, ids=ids: done(capture(model, prefix_ids, ids, some)))[1]
+                seconds = timed(chunk_of, model, prefix_ids, ids, neighbours)[1]
                 spent.setdefault(name, []).append(seconds)
     return world
 
@@ -310,7 +315,7 @@ def measure(model: torch.nn.Module, layout: TokenLayout, ends: set[int], told: A
                 result.seconds.append(asked.seconds)
             ways = {**WAYS, **(MORE if nth < SOME else {})} if rows is result.few else {name: WAYS[name] for name in MANY_WAYS}
             for name, way in ways.items():
-                composed, seconds = timed(lambda way=way, picked=picked, rest=rest: way(model, prefix, world, picked, rest))
+                composed, seconds = timed(way, model, prefix, world, picked, rest)
                 row = rows.setdefault(name, Row())
                 row.time.append(seconds / asked.seconds)
                 compare(stack, asked, composed, row)

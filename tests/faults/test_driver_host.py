@@ -228,9 +228,7 @@ def model_without(tiny: Path, place: Path, what: str) -> Path:
     ("directory", "ENOMODEL"), ("weights", "EMODEL"), ("end", "EMODEL"), ("head", "EMODEL"), ("tensor", "EMODEL"),
     ("safety", "EMODEL"), ("config", "EMODEL"), ("tokenizer", "EMODEL"),
 ])  # fmt: skip
-def test_a_model_that_is_not_whole_is_refused_with_words(
-    tiny: Path, tmp_path: Path, what: str, errno: str
-) -> None:
+def test_a_model_that_is_not_whole_is_refused_with_words(tiny: Path, tmp_path: Path, what: str, errno: str) -> None:
     model = str(model_without(tiny, tmp_path, what))
     found = refusal_of(tmp_path, model)
     assert found.errno == errno, found

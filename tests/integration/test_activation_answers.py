@@ -136,7 +136,7 @@ def test_a_cache_that_is_stored_smaller_answers_nearly_as_the_whole_one(k: Model
 
 def test_a_seed_repeats_an_answer_and_another_one_changes_it(k: Model) -> None:
     cache = k.capture(k.alloc(BEES))
-    how = {"temperature": 1.0, "top_p": 0.95, "top_k": 50, "max_new_tokens": 32}
+    how: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "top_k": 50, "max_new_tokens": 32}
     first, again, other = (k.ask("Who?", cache, seed=seed, **how)["text"] for seed in (7, 7, 8))
     assert first == again != other
     assert len({k.ask("Who?", cache, **how)["text"] for _ in range(4)}) > 1, "without a seed each answer is its own"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import lm
 from tests.activation import BEES, CHESS, KETTLE, Model
 
-from memos_kernel import infer
+from memos_kernel import attach, infer
 from memos_kernel.clock import RealClock
 
 tiny = lm.tiny
@@ -131,24 +132,20 @@ def test_an_answer_from_what_is_shredded_meanwhile_ends(k: Model, attached: str)
     assert k.ask(QUESTION)["text"], "the host goes on"
 
 
-def test_a_memory_that_is_shredded_while_a_call_opens_it_is_not_read(k: Model) -> None:
+def test_a_memory_that_is_shredded_while_a_call_opens_it_is_not_read(k: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the moment when its text was opened and the moment when the kernel knows that the call holds it."""
     text = k.alloc(BEES + "opened")
-    opened = infer.wanted
+    shreds: list[asyncio.Future[dict[str, Any]]] = []
 
-    def slowly(*args: object, **more: object) -> object:
-        found = opened(*args, **more)  # type: ignore[arg-type]
+    def slowly(*args: Any, **more: Any) -> Any:
+        found = attach.wanted(*args, **more)
         k.loop.call_soon_threadsafe(lambda: shreds.append(k.submit("mem_shred", cube_id=text)))
         while not shreds or not shreds[0].done():
-            os.sched_yield()
+            time.sleep(0.01)
         return found
 
-    shreds: list[object] = []
-    infer.wanted = slowly  # type: ignore[assignment]
-    try:
-        assert k.failure("mem_infer", **k.question(QUESTION, text)).errno == "ESHREDDED"
-    finally:
-        infer.wanted = opened
+    monkeypatch.setattr(infer, "wanted", slowly)
+    assert k.failure("mem_infer", **k.question(QUESTION, text)).errno == "ESHREDDED"
 
 
 def test_a_tier_move_of_what_is_shredded_meanwhile_leaves_nothing_on_the_device(k: Model) -> None:

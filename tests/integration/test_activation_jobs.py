@@ -193,20 +193,21 @@ def test_who_begins_too_many_jobs_is_told_to_wait_and_others_are_not(k: Model) -
 def test_a_commit_that_began_is_not_cut_short_by_the_deadline(k: Model) -> None:
     """Its caller is told in time that the outcome is unknown; the job itself says what became of it."""
     text = k.alloc(BEES + "late")
+    kernel: Any = k.kernel
     commit = k.kernel.commit_product
 
     async def slowly(*args: Any) -> dict[str, Any]:
         await asyncio.sleep(0.6)
         return await commit(*args)
 
-    k.kernel.commit_product = slowly  # type: ignore[method-assign]
+    kernel.commit_product = slowly
     try:
         call = k.submit("mem_migrate", cube_id=text, to="activation", deadline_ms=400)
         error = k.error(call)
         assert (error.errno, error.outcome) == ("ETIMEDOUT", "unknown")
         k.run(0.5)
     finally:
-        k.kernel.commit_product = commit  # type: ignore[method-assign]
+        kernel.commit_product = commit
     assert len(k.derived(text)) == 1
     assert k.migrated(text)["reused"]
 

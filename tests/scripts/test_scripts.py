@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.lm import tiny_model
 
 from memos_client import Kernel
 from memos_syscalls.errors import MemError
@@ -39,13 +40,23 @@ _RULES = (
     (re.compile(r"--cursor \S+"), "--cursor <cursor>"),
     (re.compile(r"receipt of \d+ bytes"), "receipt of <size> bytes"),
     (re.compile(r"\buid:\d+"), "uid:<me>"),
+    (re.compile(r"\S*/tiny\b"), "<model>"),
+    (re.compile(r"first after \d+ ms, then \d+\.\d a second"), "first after <time>, then <speed>"),
+    (re.compile(r"\((queued|whole) [^)]* s\)"), "(<timings>)"),
+    (re.compile(r'"timings": \{[^}]*\}'), '"timings": <timings>'),
+    (re.compile(r'"offset": \d+'), '"offset": <offset>'),
+    (re.compile(r"\bpid \d+"), "pid <pid>"),
+    (re.compile(r'("(prefill_seconds|stored_error)": )\d[\d.e-]*'), r"\1<measured>"),
+    (re.compile(r"((created|finished)_at\s+)\d{19}"), r"\1<time>"),
     (re.compile(r"(?<=\S) {2,}"), "  "),
 )
 
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    with Kernel.spawn(tmp_path_factory.mktemp("scripts") / "data") as kernel:
+    directory = tmp_path_factory.mktemp("scripts")
+    model = tiny_model(directory / "tiny")
+    with Kernel.spawn(directory / "data", model=model, model_cache=directory / "models", host_threads=1) as kernel:
         yield kernel
 
 

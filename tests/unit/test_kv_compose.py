@@ -203,6 +203,16 @@ def test_texts_between_chunks_are_computed_in_full(model: torch.nn.Module) -> No
     assert bool(some.logits.isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_as_its_rounding(dtype: torch.dtype) -> None:
+    exact, model = made("qwen 3"), made("qwen 3").to(dtype)
+    chunks = chunks_of(model)
+    assert {t.dtype for c in chunks if c.near for t in (*c.alone.keys, *c.near.keys, *c.near.values)} == {dtype}
+    wanted = full(exact, *MEMORIES)
+    theirs, ours = off(full(model, *MEMORIES), wanted), off(composed(model, chunks, 1).logits, wanted)
+    assert ours < 2 * theirs + 0.1
+
+
 def test_a_request_of_no_parts_and_a_long_question_is_the_full_prefill(model: torch.nn.Module) -> None:
     chunks, long = chunks_of(model), ids(700, 10)
     prefix = prefix_of(model)

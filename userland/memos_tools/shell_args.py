@@ -34,7 +34,7 @@ from memos_syscalls.errors import MemInvalid
 from memos_syscalls.table import TABLE, Syscall
 
 HIDDEN: Final = frozenset({"fd", "encoding"})
-TRAILING: Final = ("cube_id", "content")
+TRAILING: Final = ("prompt", "cubes", "cube_id", "content")
 Kind = Literal["flag", "list", "numbers", "json", "content", "integer", "text"]
 
 _REFERENCE: Final = re.compile(r"\$(?:\{(\w+(?:\.\w+)*)\}|(\w+(?:\.\w+)*))")

@@ -122,7 +122,7 @@ def pack(chunk: Chunk, prefix_ids: list[int], descriptor: dict[str, Any]) -> Pac
     except BaseException:
         os.close(fd)
         raise
-    return Packed(fd, layout.size, sum(tensor.nbytes for name, tensor in kept), worst)
+    return Packed(fd, layout.size, sum(tensor.nbytes for _name, tensor in kept), worst)
 
 
 def unpack(fd: int, device: torch.device, dtype: torch.dtype) -> Payload:
