@@ -16,7 +16,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +38,7 @@ class Model(Inside):
     """A kernel with the tiny model."""
 
     def __init__(self, path: Path, cache: Path, directory: Path | None = None, **settings: Any) -> None:
-        given = {"model": (str(path),), "model_cache": cache, "host_threads": 1, **settings}
+        given: dict[str, Any] = {"model": (str(path),), "model_cache": cache, "host_threads": 1, **settings}
         super().__init__(directory, **given)
 
     # -- calls -------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Model(Inside):
     # -- what happens meanwhile ---------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def during(self, op: str, then: Callable[[], Any], *, times: int = 1, after: bool = False) -> Iterator[list[str]]:
+    def during(self, op: str, then: Callable[[], Any], *, times: int = 1, after: bool = False) -> Generator[list[str]]:
         """Calls `then` when the kernel asks the host for this operation, or when it has the answer; awaits what it returns.
         Gives the operations that were asked for."""
         host: Any = self.host

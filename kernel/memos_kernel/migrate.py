@@ -34,7 +34,7 @@ from .decide_migrate import Product
 from .events import pack
 from .fds import is_sealed
 from .governance import Access, raw_id, text_id
-from .jobs import Job, Own, still_there
+from .jobs import Job, Own, Work, still_there
 from .sources import Texts, live, newer_source, texts_of
 from .state import CONTENT, CONTEXT, Cube, Version, View
 from .stats import Histogram
@@ -118,7 +118,7 @@ def fuse_caches(kernel: Kernel, write: Write) -> None:
     _submit(kernel, write, "fuse", lambda job: _fuse(kernel, write, job, params), wait=True)
 
 
-def _submit(kernel: Kernel, write: Write, kind: str, work: Any, *, wait: bool) -> None:
+def _submit(kernel: Kernel, write: Write, kind: str, work: Work, *, wait: bool) -> None:
     """Begin a job, or join the one that the same request id began."""
     turn = write.turn
     _ = kernel.runtime.host  # refused now rather than by the job

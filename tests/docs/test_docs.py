@@ -226,9 +226,9 @@ def test_every_file_that_the_pages_name_exists() -> None:
 
 
 def sentences() -> list[str]:
-    """Every string of the kernel and the ABI; what is filled in later is a NUL."""
+    """Every string of the kernel, the drivers and the ABI; what is filled in later is a NUL."""
     found: list[str] = []
-    for package in (ROOT / "kernel", ROOT / "syscalls"):
+    for package in (ROOT / "kernel", ROOT / "syscalls", ROOT / "drivers"):
         for path in package.rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
