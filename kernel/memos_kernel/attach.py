@@ -16,7 +16,7 @@ from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemNotFound, M
 
 from . import lifecycle
 from .governance import Access, text_id
-from .sources import cache_leaves, live, made_from, member, newer_source, row_at, texts_of
+from .sources import cache_leaves, check_sources, live, member, newer_source, row_at, texts_of
 from .state import CONTENT, Cube
 from .vault import Vault
 
@@ -90,14 +90,8 @@ def wanted(kernel: Kernel, access: Access, named: list[Any], *, recompute: bool)
 
 def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: bool, recompute: bool) -> Wanted:
     """A cache, or why it is of no use. Who names a version asks for the past, and gets it."""
+    check_sources(access, cube, version)
     missed: MemError | None = None
-    for source, role in made_from(access, cube, version):
-        state = lifecycle.effective(source.state, source.expires_at, kernel.clock.now())
-        if role == CONTENT and state == lifecycle.EXPIRED and not pinned:
-            missed = MemStale(
-                f"cube {text_id(cube.cube_id)} was made from cube {text_id(source.cube_id)}, which has expired",
-                "Leave it out; its past stays readable: pass version.",
-            )
     newer = None if pinned else newer_source(access, cube, version)
     if newer is not None:
         missed = stale(cube, newer)

@@ -428,7 +428,8 @@ class Commits:
             self.vault.forget(set(gone), set(slots))
             self.hosttier.forget(slots)
             self.maps.erased(record.seq, slots)
-            self.runtime.erased(set(gone), payloads[0])
+            # Of a fork, what it inherited; a job that read a version of its own asks again.
+            self.runtime.erased({*gone, *heirs}, payloads[0])
             blind.append(self.effects.shredded(gone, heirs, None if self.succession is None else record.seq))
             if payloads[0]:
                 self.spawn(drop_then_destroy())

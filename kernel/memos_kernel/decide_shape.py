@@ -86,7 +86,14 @@ def _compose_caches(call: Call, members: list[Cube], forms: set[str]) -> Decisio
             "Attach texts and caches side by side with mem_infer.",
         )
     request = call.request
-    recipe = {"method": "compose", "bytes": 0, "leaves": len(members), "depth": 1}
+    measures = [measure(call.opener.private(cube, cube.version), 0) for cube in members]
+    leaves, depth = sum(member.leaves for member in measures), 1 + max(member.depth for member in measures)
+    if leaves > limits.ATTACHED_CUBES_MAX or depth > limits.COMPOSED_DEPTH_MAX:
+        raise MemTooLarge(
+            f"the composition would stand for {leaves} caches, {depth} deep; the limits are {limits.ATTACHED_CUBES_MAX} and "
+            f"{limits.COMPOSED_DEPTH_MAX}", 'Compose fewer, or fuse some: mem_fuse(strategy="kv").',
+        )  # fmt: skip
+    recipe = {"method": "compose", "bytes": 0, "leaves": leaves, "depth": depth}
     private = Private(
         call.args_hash, name=request.name, origin="fusion", recipe=recipe, note=request.actor_note, encoding="bytes"
     )

@@ -258,13 +258,29 @@ class Kernel(Commits):
         if self.disk_full and write.turn.syscall.name not in ("mem_free", "mem_shred"):
             raise MemNoSpace("the disk that holds the data directory is nearly full")
         if (launch := self.job_of(write.request)) is not None:
-            self.once(write, lambda: launch(self, write))
+            self._begin_job(write, lambda: launch(self, write))
             return
         write.contents = contents_of(write.request, mapped)
         if isinstance(write.request, (m.MemAlloc, m.MemWrite)) and any(crypto.is_chunked(len(c)) for c in write.contents):
             self.large_writes.submit(write.turn, lambda: self._write_large(write))
             return
         self._wait_in_line(write)
+
+    def _begin_job(self, write: Write, launch: Callable[[], None]) -> None:
+        """A job reads before it writes, and may answer from what it read: it sees what its connection wrote before, and
+        begins where a read would be answered."""
+        turn = write.turn
+
+        def begin() -> None:
+            if self.succession is None:
+                self.once(write, launch)
+            else:
+                self.succession.when_sure(turn, lambda: self._guarded(turn, lambda: self.once(write, launch)))
+
+        if turn.peer.pending_writes and turn.peer.last_write > self.durable.seq:
+            self.when_durable(turn.peer.last_write, lambda: self._guarded(turn, begin))
+        else:
+            begin()
 
     def _wait_in_line(self, write: Write) -> None:
         """Decide now, or when those that came before have been decided."""

@@ -70,8 +70,11 @@ def is_renewable(view: View, version: Version) -> bool:
 
 
 def _has_newer(view: View, version: Version, wanted: int) -> bool:
-    """Whether a source of one role has a newer version than the one that was read."""
-    for source, at, role in version.lineage:
+    """Whether a source of one role has a newer version than the one that was read. Each source is looked at once, however
+    many ways lead to it."""
+    queue, seen = list(version.lineage), set(map(tuple, version.lineage))
+    while queue:
+        source, at, role = queue.pop()
         cube = view.cube(source)
         if cube is None:
             continue
@@ -79,6 +82,7 @@ def _has_newer(view: View, version: Version, wanted: int) -> bool:
             return True
         # What a cache was made from may have changed though the cache did not.
         through = cube.form != "plaintext" and role == CONTENT
-        if through and (found := view.version(cube, at)) is not None and _has_newer(view, found[0], wanted):
-            return True
+        if through and (found := view.version(cube, at)) is not None:
+            queue += [one for one in found[0].lineage if tuple(one) not in seen]
+            seen.update(map(tuple, found[0].lineage))
     return False

@@ -121,7 +121,7 @@ async def mem_map(kernel: Kernel, turn: Turn, request: Any) -> None:
     check_sources(access, cube, number)
     opened = kernel.vault.cached(cube.cube_id, number)
     private = opened.private if opened is not None else kernel.vault.open_private(row, sealed)
-    if cube.form == "plaintext" and (private.recipe or {}).get("method") == "compose":
+    if (private.recipe or {}).get("method") == "compose":
         raise MemInvalid(
             f"cube {request.cube_id} is a composition: it has no payload of its own", "Map its members, or read it."
         )

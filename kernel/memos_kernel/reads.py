@@ -127,6 +127,8 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
         opened = kernel.vault.open(view, cube, version)
         assert opened is not None, "the row was just read"
     if "content" in request.parts and (opened.private.recipe or {}).get("method") == "compose":
+        if cube.form != "plaintext":
+            raise MemInvalid(f"cube {request.cube_id} stands for caches: it has no content", 'Pass parts=["header"].')
         work = opened
         kernel.long_reads.submit(
             turn, lambda: answering(kernel, turn, _read_composition(kernel, access, found, work, request, effective))
@@ -359,7 +361,7 @@ async def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
         opened = _headed(kernel, access.view, cube, number) if tensors else kernel.vault.open(access.view, cube, number)
         assert opened is not None, "the cube has this version"
         head = header(access.view, cube, opened.version, opened.private, state=cube.state, now=kernel.clock.now(), owner=None)
-        composition = (opened.private.recipe or {}).get("method") == "compose"
+        composition = not tensors and (opened.private.recipe or {}).get("method") == "compose"
         content = await asyncio.to_thread(composed, kernel, access, cube, opened) if composition else opened.content
         # Of tensors it is only told whether they are the same payload.
         sides.append((head, opened.version.payload_id if tensors else content, opened.private.encoding))

@@ -180,7 +180,7 @@ class Succession:
         gone, slots, heirs, payloads = await asyncio.to_thread(find)
         kernel.vault.forget(set(gone), slots)
         kernel.hosttier.forget(slots)
-        kernel.runtime.erased(set(gone), payloads)
+        kernel.runtime.erased({*gone, *heirs}, payloads)
         if payloads:
             await kernel.runtime.drop(payloads, erased=True)
         blind = kernel.effects.shredded(gone, heirs, record.seq)

@@ -179,7 +179,8 @@ def test_what_has_expired_is_not_read_from_a_cache(k: Model, end: str) -> None:
     assert k.failure("mem_migrate", cube_id=text, to="activation").errno == "ENOENT"
     k("mem_free", cube_id=cache)
     assert k.failure("mem_infer", **k.question(QUESTION, cache)).errno == "ENOENT"
-    assert k.ask(QUESTION, {"cube_id": cache, "version": 1})["text"], "the past stays readable"
+    assert k.failure("mem_infer", **k.question(QUESTION, {"cube_id": cache, "version": 1})).errno == "ESTALE"
+    assert k.ask(QUESTION, {"cube_id": text, "version": 1})["text"], "as text, the past stays readable"
 
 
 def test_a_frozen_source_or_cache_is_used_and_not_replaced(k: Model) -> None:

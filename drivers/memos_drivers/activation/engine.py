@@ -31,7 +31,7 @@ from memos_drivers.lm.sampling import Options, Sampler, Writer
 from memos_drivers.lm.tokens import TokenLayout
 from memos_syscalls.errors import MemError, MemInvalid, MemIO, MemModel, MemTooLarge
 
-BLOCK: Final = 256
+BLOCK: Final = 512
 """Tokens that run without a pause: others get their turn between blocks, and half of what a block attends to within itself is
 masked out again."""
 ROOM: Final = 256

@@ -1,0 +1,179 @@
+"""What a second reading of activation memory found: each test is a way in which it once went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import lm
+from tests.activation import BEES, CHESS, KETTLE, Model
+
+from memos_kernel import migrate, renewal
+from memos_kernel.events import Slot
+from memos_kernel.governance import raw_id
+from memos_syscalls import limits
+from memos_syscalls.errors import MemIO
+
+tiny = lm.tiny
+QUESTION = "Who keeps bees?"
+
+
+@pytest.fixture(scope="module")
+def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with Model(tiny, tmp_path_factory.mktemp("cache")) as kernel:
+        yield kernel
+        kernel.sound()
+
+
+# -- compositions of caches ----------------------------------------------------------------------------------------------
+
+
+def test_compositions_of_compositions_double_only_as_far_as_a_call_can_use_them(k: Model) -> None:
+    """Unbounded, thirty calls would make a cube whose header is a walk over a billion members."""
+    pair = [k.capture(k.alloc(f"{content} {number}")) for number, content in enumerate(("bees", "chess"))]
+    refused = ""
+    for _ in range(8):
+        ways = pair, pair[::-1]
+        made = [k.submit("mem_compose", cube_ids=way, namespace="alice") for way in ways]
+        if made[0].exception() if made[0].done() else False:
+            break
+        try:
+            pair = [str(k.wait(one)["cube_id"]) for one in made]
+        except Exception as error:
+            refused = str(error)
+            [one.exception() for one in made if one.done()]
+            break
+    assert refused.startswith("EMSGSIZE"), refused or "it was never refused"
+    assert not k.header(pair[0])["stale"]
+    assert k.ask(QUESTION, pair[0], max_new_tokens=1, recompute=0)["tokens_reused"]
+
+
+def test_a_composition_of_caches_is_no_content(k: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [k.capture(k.alloc(f"{content}content")) for content in (BEES, CHESS)]
+    made = k("mem_compose", cube_ids=members, namespace="alice")["cube_id"]
+    k("mem_write", cube_id=made, name="renamed")
+    opened: list[int] = []
+    content = k.kernel.vault.open_content
+    monkeypatch.setattr(k.kernel.vault, "open_content", lambda row: opened.append(row.payload_bytes) or content(row))
+    assert k.failure("mem_read", cube_id=made).errno == "EINVAL"
+    k("mem_diff", cube_id=made, a=1, b=2)
+    assert not any(opened), "of its members nothing was opened"
+
+
+# -- what a call may rest on ---------------------------------------------------------------------------------------------
+
+
+def test_a_capture_sees_what_its_own_connection_wrote_before(k: Model) -> None:
+    text = k.alloc(BEES + "piped")
+    first = k.migrated(text)
+    wrote = k.submit("mem_write", cube_id=text, content=CHESS + "piped")
+    again = k.submit("mem_migrate", cube_id=text, to="activation")
+    assert k.wait(wrote)["version"] == 2
+    found = k.wait(again, 60)
+    assert (found["version"], found.get("reused")) == (first["version"] + 1, None)
+
+
+def test_an_answer_from_a_fork_ends_when_what_it_inherits_is_erased(k: Model) -> None:
+    text = k.alloc(BEES + "inherited", namespace="origin")
+    k("mem_fork", namespace="origin", to="copy")
+    copy = str(k("mem_list", namespace="copy")["cubes"][0]["cube_id"])
+    call = k.submit("mem_infer", **k.question(QUESTION, copy, max_new_tokens=3500, stream=True))
+    peer = next(iter(k.peers.values()))
+    peer.items.clear()
+    while not peer.items:
+        k.run(0.01)
+    assert copy in k("mem_shred", cube_id=text)["report"]["forks"]
+    assert k.error(call).errno == "ESHREDDED"
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_under_which_a_refused_cache_was_stored_is_destroyed(k: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is deleted from a database stays in its files for a while: under a key that another cube got, it could be read."""
+    text = k.alloc(BEES * 12 + "stored")
+    slots: list[Slot] = []
+    store = k.kernel._store_large_in_thread
+    shreds: list[asyncio.Future[dict[str, Any]]] = []
+
+    def then_shred(content: Any, slot: Slot, stored: list[bytes]) -> Any:
+        slots.append(slot)
+        sealed = store(content, slot, stored)
+        k.loop.call_soon_threadsafe(lambda: shreds.append(k.submit("mem_shred", cube_id=text)))
+        while not shreds or not shreds[0].done():
+            time.sleep(0.01)
+        return sealed
+
+    monkeypatch.setattr(k.kernel, "_store_large_in_thread", then_shred)
+    error = k.failure("mem_migrate", cube_id=text, to="activation")
+    assert (error.errno, error.outcome) == ("ESHREDDED", "none")
+    k.settle()
+    assert slots and k.kernel.vault.keystore.key(slots[0]) is None
+    assert slots[0] not in [slot for slot, _key in k.kernel.vault._free]
+
+
+def test_a_job_that_failed_remembers_its_error_and_no_text(k: Model) -> None:
+    text = k.alloc(BEES + "forgotten")
+    with k.during("capture", lambda: k.submit("mem_free", cube_id=text), after=True):
+        job_id = k("mem_migrate", cube_id=text, to="activation", wait=False)["job_id"]
+        assert k("job_wait", job_id=job_id)["state"] == "failed"
+    error = k.kernel.runtime.jobs._jobs[job_id].error
+    assert error is not None
+    assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None), "frames hold what they read"
+
+
+def test_a_capture_that_is_in_the_log_succeeded_whatever_the_host_tier_says(
+    k: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(k.kernel.hosttier, "put", full)
+    text = k.alloc(BEES + "untiered")
+    made = k.migrated(text)
+    assert made["version"] == 1 and k.derived(text) == [raw_id(made["cube_id"])]
+
+
+# -- renewals ------------------------------------------------------------------------------------------------------------
+
+
+def renewable(k: Model, namespace: str) -> str:
+    older, text = (k.alloc(content + namespace, namespace=namespace) for content in (CHESS, BEES))
+    cache = k.capture(text, params={"neighbours": 1})
+    k("mem_write", cube_id=older, content=KETTLE + namespace)
+    assert k.header(cache)["renewable"]
+    return cache
+
+
+def renewals_end(k: Model) -> None:
+    until = time.monotonic() + 30
+    while k.kernel.renewals._working and time.monotonic() < until:
+        k.run(0.05)
+
+
+@pytest.mark.parametrize("what", ["frozen", "composed", "fused", "plain"])
+def test_a_renewal_makes_a_new_version_or_nothing(k: Model, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """No cube that nobody asked for, and nothing that makes a cube of the user's stale."""
+    monkeypatch.setattr(renewal, "LEISURE_SECONDS", 0.05)
+    cache = renewable(k, f"renew-{what}")
+    used = cache
+    if what == "frozen":
+        k("mem_freeze", cube_id=cache)
+    elif what != "plain":
+        other = k.capture(k.alloc(KETTLE + what))
+        kind: dict[str, Any] = {"strategy": "kv"} if what == "fused" else {}
+        used = k("mem_fuse" if kind else "mem_compose", cube_ids=[cache, other], namespace=f"renew-{what}", **kind)["cube_id"]
+    before = len(k("mem_list", namespace=f"renew-{what}")["cubes"])
+    for one in {used, cache}:
+        k.ask(QUESTION, one, max_new_tokens=1)
+    renewals_end(k)
+    assert len(k("mem_list", namespace=f"renew-{what}")["cubes"]) == before
+    assert k.header(cache)["version"] == (2 if what == "plain" else 1)
+    assert not k.header(used)["stale"]
+    if what == "frozen":
+        k("mem_thaw", cube_id=cache)
