@@ -1,15 +1,15 @@
 """What a model call reads of the cubes it names: texts to prefill, and payloads of KV caches to continue from.
 
-A *part* is what the driver host gets of one cube: `{kind: "text", texts, how}` or `{kind: "kv", key, fd, texts, expect}`, where
-`fd` is a place among the call's descriptors, `texts` are what the cache was made from (the host tokenises them again and
-compares), and `expect` is what the recipe says that it depends on.
+A *part* is what the driver host gets of one cube: `{kind: "text", texts, how}` or `{kind: "kv", key, fd, texts}`, where
+`fd` is a place among the call's descriptors, and `texts` are what the cache was made from: the host tokenises them again and
+compares.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memos_drivers.tiers import worth_loading
 from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemNotFound, MemStale
@@ -22,8 +22,6 @@ from .vault import Vault
 
 if TYPE_CHECKING:
     from .dispatch import Kernel
-
-EXPECTED: Final = ("model", "adapters", "dtype", "stored", "rope", "prefix", "start", "tokens", "tokens_digest", "layout")
 
 
 class Wanted(NamedTuple):
@@ -140,7 +138,6 @@ async def cache_part(
     texts = [leaf.text for leaf in await asyncio.to_thread(cache_leaves, kernel.vault, access, cube, version)]
     part: dict[str, Any] = {
         "kind": "kv", "key": row.payload_id, "fd": None, "texts": texts, "cube": text_id(cube.cube_id),
-        "expect": {name: recipe.get(name) for name in EXPECTED},
     }  # fmt: skip
     if row.payload_id in kernel.runtime.resident and not (missing or needed):
         return part

@@ -323,10 +323,14 @@ async def boot(config: Config, on_fatal: Callable[[str], None], clock: Clock | N
     kernel.connections = lambda: len(server.connections)
     reserve = config.disk_reserve_mb * limits.MIB
 
-    def watch_disk() -> None:
+    def room() -> int:
         free = os.statvfs(paths.root)
-        kernel.disk_full = free.f_bavail * free.f_frsize < reserve
+        return free.f_bavail * free.f_frsize - reserve
 
+    def watch_disk() -> None:
+        kernel.disk_full = room() < 0
+
+    kernel.room = room
     watch_disk()
     kernel.every(0.5, watch_disk)
     kernel.every(1, kernel.tick)

@@ -428,10 +428,9 @@ class Commits:
             self.vault.forget(set(gone), set(slots))
             self.hosttier.forget(slots)
             self.maps.erased(record.seq, slots)
-            # Of a fork, what it inherited; a job that read a version of its own asks again.
-            self.runtime.erased({*gone, *heirs}, payloads[0])
+            held = self.runtime.erased(set(gone), payloads[0], set(heirs))
             blind.append(self.effects.shredded(gone, heirs, None if self.succession is None else record.seq))
-            if payloads[0]:
+            if held:
                 self.spawn(drop_then_destroy())
             else:
                 self.in_thread(destroy, done)

@@ -109,6 +109,8 @@ class Kernel(Commits):
         self.opener = ViewOpener(vault, self.tables)
         self.stats = {call.number: Histogram() for call in TABLE}
         self.disk_full = False
+        self.room: Callable[[], int] = lambda: 2**62
+        """Bytes that may be written before the disk's reserve is touched."""
         self.reads: dict[int, Callable[[Kernel, Turn, Any], None]] = {}
         """Handlers of calls that append nothing, by number; see reads.py."""
         self.owners: dict[str, str | None] = {}
@@ -477,6 +479,8 @@ class Kernel(Commits):
         stored: list[bytes] = []
         reserved: Slot | None = None
         try:
+            if len(content) > self.room():
+                raise MemNoSpace(f"a content of {len(content)} bytes does not fit what is free on the disk, less the reserve")
             await asyncio.to_thread(write.args_hash)
             if write.product is None and contents_are_text(write.request):
                 await asyncio.to_thread(check_text, content)
@@ -517,7 +521,10 @@ class Kernel(Commits):
         stored.clear()
         if keys:
             self.in_thread(lambda: self.log.drop_pieces(keys), self._key_store_written)
-        if reserved is not None:
+        if reserved is not None and write.product is not None and keys:
+            # What a job made of memories dies with its key: pieces that are deleted stay in the database's files for a while.
+            self.in_thread(lambda: self.vault.destroy([reserved]), self._key_store_written)
+        elif reserved is not None:
             self.vault.release(reserved)
 
     async def collect(self, payloads: Reader) -> None:

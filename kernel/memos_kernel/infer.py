@@ -15,6 +15,7 @@ from memos_syscalls import limits
 from memos_syscalls.errors import MemTooLarge
 
 from .attach import Wanted, cache_part, wanted
+from .events import Slot
 from .governance import Access, text_id
 from .jobs import Job, still_there
 from .turn import Turn
@@ -37,8 +38,8 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
     found: list[Wanted] = []
     if request.cubes:
         found = await asyncio.to_thread(wanted, kernel, access, request.cubes, recompute=request.on_miss == "recompute")
-    job.reads = _reads(access, found)
-    still_there(kernel, job.reads)
+    job.reads, slots = _reads(access, found)
+    still_there(kernel, job.reads, slots)
     owner = next((access.view.owner(one.cube.namespace) for one in found), None)
     held: list[int] = []
     first_ns: list[int] = []
@@ -93,19 +94,22 @@ def _named(found: list[Wanted], part: dict[str, Any]) -> Any:
     return next((c, v) for c, v in found[part["at"]].caches if text_id(c.cube_id) == part["cube"])
 
 
-def _reads(access: Access, found: list[Wanted]) -> set[bytes]:
-    """Every cube whose content the call holds: what it names, and what that was made from."""
+def _reads(access: Access, found: list[Wanted]) -> tuple[set[bytes], set[Slot]]:
+    """Every cube whose content the call holds: what it names, and what that was made from; and the keys it is under."""
     queue = [(one.cube, one.version) for one in found]
     reads: set[bytes] = set()
+    slots: set[Slot] = set()
     while queue:
         cube, version = queue.pop()
         reads.add(cube.cube_id)
         row = access.view.version(cube, version)
+        if row is not None:
+            slots.add(row[0].payload_slot)
         for source_id, at, _role in row[0].lineage if row is not None else ():
             source = access.view.cube(source_id)
             if source is not None and source_id not in reads:
                 queue.append((source, at))
-    return reads
+    return reads, slots
 
 
 def _messages(request: Any) -> list[dict[str, str]]:

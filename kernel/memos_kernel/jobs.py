@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from memos_syscalls import limits
-from memos_syscalls.errors import MemBusy, MemCanceled, MemError, MemFenced, MemIO, MemNotFound, MemShredded, MemTimeout
+from memos_syscalls.errors import MemBusy, MemCanceled, MemError, MemFenced, MemIO, MemNotFound, MemShredded, MemTimeout, Outcome
 
 from . import lifecycle
-from .events import Damaged
+from .events import Damaged, Slot
 from .governance import Caller
 from .turn import Turn
 
@@ -94,6 +94,9 @@ class Job:
     def conclude(self, state: str, *, result: dict[str, Any] | None = None, error: MemError | None = None) -> None:
         if self.state in OVER:
             return
+        if error is not None:
+            # A new one: the frames of the one that was raised hold texts and payloads, and a job is remembered for long.
+            error = type(error)(error.detail, error.advice, outcome=error.outcome)
         self.state, self.result, self.error, self.finished_at = state, result, error, self._now()
         self.message = state if error is None else error.detail
         if state == "done":
@@ -108,7 +111,7 @@ class Job:
         return {
             "job_id": self.id, "kind": self.kind, "state": self.state, "progress": round(self.progress, 4),
             "message": self.message, "created_at": self.created_at, "finished_at": self.finished_at, "result": self.result,
-            "error": None if error is None else {"errno": error.errno, "detail": error.detail, "advice": error.advice},
+            "error": None if error is None else error.to_wire(),
         }  # fmt: skip
 
 
@@ -142,7 +145,9 @@ class Jobs:
         except TimeoutError:
             job.conclude("failed", error=MemTimeout(f"the {job.kind} took longer than its deadline"))
         except asyncio.CancelledError:
-            job.conclude("canceled", error=MemCanceled(f"job {job.id} was cancelled"))
+            # By the kernel's end, it may be: what became of a record that was under way, the next kernel tells.
+            outcome: Outcome = "unknown" if job.committing else "none"
+            job.conclude("canceled", error=MemCanceled(f"job {job.id} was cancelled", outcome=outcome))
             raise
         except OSError as error:
             job.conclude("failed", error=MemIO(f"the {job.kind} failed: {error.strerror or error}"))
@@ -187,11 +192,12 @@ class Jobs:
         else:
             turn.answer(answer(job))
 
-    def erased(self, cube_ids: set[bytes], why: MemError) -> None:
-        """End every job that holds content of these cubes."""
-        for job in list(self._jobs.values()):
-            if job.reads & cube_ids:
-                job.cancel(why)
+    def erased(self, cube_ids: set[bytes], why: MemError) -> bool:
+        """End every job that holds content of these cubes; whether there was one."""
+        holds = [job for job in self._jobs.values() if job.state not in OVER and job.reads & cube_ids]
+        for job in holds:
+            job.cancel(why)
+        return bool(holds)
 
     def stats(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -234,8 +240,11 @@ class Own:
         """Nobody counts its calls."""
 
 
-def still_there(kernel: Kernel, cube_ids: set[bytes]) -> None:
-    """Asked after `Job.reads` is known: what was erased while it was found out ended no job."""
+def still_there(kernel: Kernel, cube_ids: set[bytes], slots: Iterable[Slot] = ()) -> None:
+    """Asked after `Job.reads` is known: what was erased while it was found out ended no job. `slots` are keys that its
+    content is under: a fork's may be its source's."""
+    if any(kernel.vault.is_destroyed(slot) for slot in slots):
+        raise MemShredded("what the job read was shredded")
     for cube_id in cube_ids:
         cube = kernel.view.cube(cube_id)
         if cube is not None and cube.state == lifecycle.SHREDDED:

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import os
 import time
@@ -27,7 +28,7 @@ from memos_drivers.host.client import Answer
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
 from memos_syscalls import messages as m
-from memos_syscalls.errors import MemAgain, MemConflict, MemInvalid, MemIO, MemModel, MemNoSpace, MemTooLarge
+from memos_syscalls.errors import MemAgain, MemConflict, MemError, MemInvalid, MemIO, MemModel, MemNoSpace, MemTooLarge
 
 from . import crypto, lifecycle
 from .decide_migrate import Product
@@ -349,7 +350,9 @@ async def _commit(
     cube = kernel.view.cube(raw_id(done["cube_id"]))
     row = kernel.view.version(cube, done["version"]) if cube is not None else None
     if row is not None:
-        kernel.hosttier.put(row[0], os.dup(fd), float(product.recipe.get("prefill_seconds", 0.0)))
+        # It is in the log: that it cannot be kept at hand (erased already, no descriptors left) is no failure of the job.
+        with contextlib.suppress(MemError, OSError):
+            kernel.hosttier.put(row[0], os.dup(fd), float(product.recipe.get("prefill_seconds", 0.0)))
     return done
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from memos_drivers.host.client import Host
-from memos_syscalls.errors import MemNoModel, MemShredded
+from memos_syscalls.errors import MemAgain, MemNoModel, MemShredded
 
 from .jobs import Job, Jobs
 
@@ -57,16 +57,23 @@ class Runtime:
         assert job.task is not None, "a job that began has a task"
         job.task.add_done_callback(lambda _task: self.by_mac.pop(mac, None))
 
-    def erased(self, cube_ids: set[bytes], payload_ids: list[bytes]) -> None:
-        """Cubes were erased: jobs that hold their content end."""
-        self.jobs.erased(cube_ids, MemShredded("a cube that the job read was shredded"))
+    def erased(self, cube_ids: set[bytes], payload_ids: list[bytes], fork_ids: set[bytes]) -> bool:
+        """Cubes were erased, and with them versions that forks inherited: jobs that hold their content end. Whether `drop`
+        has something to do."""
+        ended = self.jobs.erased(cube_ids, MemShredded("a cube that the job read was shredded"))
+        # A fork's own versions are whole; which of them the job read, the next one finds out.
+        ended |= self.jobs.erased(fork_ids, MemAgain("what a fork inherited was shredded, and the job read that fork"))
         self.resident -= set(payload_ids)
+        return bool(ended or payload_ids)
 
     async def drop(self, payload_ids: list[bytes], *, erased: bool = False) -> None:
         """Return when no device holds these payloads any more."""
         self.resident -= set(payload_ids)
         if self._host is not None:
             await self._host.control("drop", {"keys": payload_ids, "erased": erased})
+            if erased:
+                # What ended holds its texts and payloads until the step under way is over.
+                await self._host.let_go()
 
     async def stats(self) -> dict[str, Any]:
         """Of the host, and under `device` of its tier when it runs."""

@@ -180,8 +180,7 @@ class Succession:
         gone, slots, heirs, payloads = await asyncio.to_thread(find)
         kernel.vault.forget(set(gone), slots)
         kernel.hosttier.forget(slots)
-        kernel.runtime.erased({*gone, *heirs}, payloads)
-        if payloads:
+        if kernel.runtime.erased(set(gone), payloads, set(heirs)):
             await kernel.runtime.drop(payloads, erased=True)
         blind = kernel.effects.shredded(gone, heirs, record.seq)
         kernel.in_thread(blind, lambda error: None if error is None else kernel.fatal("blinding the index failed", error))

@@ -731,7 +731,7 @@ class JobReply(Reply):
     created_at: int = Field(description="When it began, ns.")
     finished_at: int | None = Field(None, description="When it was over, ns.")
     result: dict[str, Any] | None = Field(None, description="What the call that began it answers.")
-    error: dict[str, Any] | None = Field(None, description="errno, detail, advice.")
+    error: dict[str, Any] | None = Field(None, description="errno, detail, advice, retryable, outcome.")
 
 
 class MemWatch(Request):

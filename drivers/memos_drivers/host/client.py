@@ -42,6 +42,8 @@ PAUSE_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Between a death and the next start, for the first, second, … death in a row."""
 START_DEATHS_MAX: Final = 3
 CHECK_SECONDS_MAX: Final = 1.0
+LET_GO_SECONDS_DEFAULT: Final = 10.0
+LET_GO_LOOK_SECONDS: Final = 0.005
 _TRY_AGAIN: Final = "Try again; the driver host starts anew by itself."
 
 log_ = logging.getLogger(__name__)
@@ -175,6 +177,19 @@ class Host:
             link.fail(f"it did not answer the control {name!r} within {seconds:g} s")
         # The keeper answers None once the child's process is gone.
         return await done
+
+    async def let_go(self, seconds: float = LET_GO_SECONDS_DEFAULT) -> None:
+        """Return when the child works on no call any more whose caller left; one that goes on too long is killed."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        await asyncio.sleep(0)  # who was cancelled in this turn leaves in the next
+        while any(job.let_go_by is not None for job in self._running.values()):
+            link = self._link
+            if link is not None and loop.time() > until:
+                link.fail(f"it did not let go of what was erased within {seconds:g} s")
+                await link.ended.wait()
+                return
+            await asyncio.sleep(LET_GO_LOOK_SECONDS)
 
     async def close(self) -> None:
         """Ends the child, and every call with `MemIO`."""
