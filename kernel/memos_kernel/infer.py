@@ -52,6 +52,10 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
 
     if (caches := sum(len(one.caches) for one in found)) > limits.ATTACHED_CUBES_MAX:
         raise MemTooLarge(f"the cubes stand for {caches} caches; the limit is {limits.ATTACHED_CUBES_MAX}", "Fuse some.")
+    rows = [access.view.version(cube, version) for one in found for cube, version in one.caches]
+    if (size := sum(row[0].payload_bytes for row in rows if row is not None)) > limits.TENSOR_BYTES_MAX:
+        # All of them are held in memory at once, whatever the tiers' budgets are.
+        raise MemTooLarge(f"the caches have {size} bytes; a call holds at most {limits.TENSOR_BYTES_MAX}", "Attach fewer.")
     try:
         parts: list[dict[str, Any]] = []
         for at, one in enumerate(found):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from memos_syscalls import limits
-from memos_syscalls.errors import MemBusy, MemCanceled, MemError, MemFenced, MemIO, MemNotFound, MemShredded, MemTimeout, Outcome
+from memos_syscalls.errors import MemBusy, MemCanceled, MemError, MemFenced, MemIO, MemNotFound, MemShredded, MemTimeout
 
 from . import lifecycle
 from .events import Damaged, Slot
@@ -146,8 +146,8 @@ class Jobs:
             job.conclude("failed", error=MemTimeout(f"the {job.kind} took longer than its deadline"))
         except asyncio.CancelledError:
             # By the kernel's end, it may be: what became of a record that was under way, the next kernel tells.
-            outcome: Outcome = "unknown" if job.committing else "none"
-            job.conclude("canceled", error=MemCanceled(f"job {job.id} was cancelled", outcome=outcome))
+            why = MemCanceled(f"job {job.id} was cancelled", outcome="unknown" if job.committing else "none")
+            job.conclude("canceled", error=why)
             raise
         except OSError as error:
             job.conclude("failed", error=MemIO(f"the {job.kind} failed: {error.strerror or error}"))

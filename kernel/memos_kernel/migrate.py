@@ -299,6 +299,8 @@ async def _capture_once(
                 "cube_id": text_id(cube.cube_id), "version": row.version, "offset": row.seq, "reused": True, "state": "done",
                 "job_id": job.id,
             }  # fmt: skip
+        if background and known is None:
+            raise MemInvalid("the cache that was to be renewed takes no new version any more")
         queued = time.monotonic()
         answer = await host.run(DRIVER.captures["plaintext"], asked, who=who, background=background, on_progress=report)
         made = answer.result
@@ -450,7 +452,9 @@ async def _move(kernel: Kernel, write: Write, job: Job) -> dict[str, Any]:
     live(cube, kernel.clock.now())
     if cube.form == "plaintext":
         raise MemInvalid(f"cube {request.cube_id} is plaintext: its payload has no tiers", "Migrate it to activation first.")
-    row = _row(access.view, cube, cube.version)[0]
+    row, private = _row(access.view, cube, cube.version)
+    if (kernel.vault.open_private(row, private).recipe or {}).get("method") == "compose":
+        raise MemInvalid(f"cube {request.cube_id} refers to caches and holds none", "Move its members.")
     job.reads = {cube.cube_id}
     began = time.monotonic()
     held: list[int] = []

@@ -3,7 +3,8 @@
 Such a cache is still right: it holds its own sources as they are, and only what stood before them is of the past
 (`renewable` in its header). When a call used one, it is noted here, and captured again with the neighbours of now, as a new
 version, once the driver host has had nothing to do for a moment. The record is the kernel's own. What cannot be renewed
-stays as it is, and is said in the log.
+stays as it is, and is said in the log. So does, without a word, what takes no new version (frozen, archived, merged), and what
+a composition or a fusion names: these would be stale.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from memos_syscalls.errors import MemError, MemNoModel
 from memos_syscalls.table import BY_NAME
 
 from . import events as ev
+from . import lifecycle
 from .governance import Caller, text_id
 from .header import is_renewable, is_stale
 from .jobs import Own
 from .migrate import capture_job
+from .state import Cube
 from .stats import Histogram
 from .turn import Turn
 from .writes import Write
@@ -32,6 +35,8 @@ log_ = logging.getLogger("memos.kernel")
 
 LEISURE_SECONDS: Final = 1.0
 RENEW_SECONDS_MAX: Final = 3600.0
+READERS_MAX: Final = 64
+"""Cubes made from a cache that are looked at; one with more is left as it is."""
 KERNEL: Final = Caller(ev.KERNEL_PRINCIPAL, True)
 
 
@@ -55,7 +60,24 @@ class Renewals:
         view = self._kernel.view
         cube = view.cube(cube_id)
         found = view.version(cube, cube.version) if cube is not None else None
-        return found is not None and is_renewable(view, found[0]) and not is_stale(view, found[0])
+        if cube is None or found is None or cube.slot is None or not is_renewable(view, found[0]) or is_stale(view, found[0]):
+            return False
+        state = lifecycle.effective(cube.state, cube.expires_at, self._kernel.clock.now())
+        if state not in lifecycle.SEARCHABLE or "write" not in lifecycle.TRANSITIONS[state]:
+            return False
+        return not self._is_read(cube)
+
+    def _is_read(self, cube: Cube) -> bool:
+        """Whether a composition or a fusion names this very version: a newer one would make that stale."""
+        view = self._kernel.view
+        for count, reader_id in enumerate(view.derived(cube.cube_id)):
+            reader = view.cube(reader_id)
+            found = view.version(reader, reader.version) if reader is not None else None
+            lineage = found[0].lineage if found is not None else []
+            read = any((source, at) == (cube.cube_id, cube.version) for source, at, _role in lineage)
+            if count >= READERS_MAX or (reader is not None and reader.state != lifecycle.SHREDDED and read):
+                return True
+        return False
 
     async def _work(self) -> None:
         try:

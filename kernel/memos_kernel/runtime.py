@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 from memos_drivers.host.client import Host
 from memos_syscalls.errors import MemAgain, MemNoModel, MemShredded
 
 from .jobs import Job, Jobs
+
+TRIM_SECONDS_MAX: Final = 10.0
 
 
 class Runtime:
@@ -70,16 +72,18 @@ class Runtime:
         """Return when no device holds these payloads any more."""
         self.resident -= set(payload_ids)
         if self._host is not None:
-            await self._host.control("drop", {"keys": payload_ids, "erased": erased})
+            # Only what is erased is worth the life of a host that is slow to answer.
+            await self._host.control("drop", {"keys": payload_ids, "erased": erased}, must=erased)
             if erased:
                 # What ended holds its texts and payloads until the step under way is over.
                 await self._host.let_go()
+                await self._host.control("trim", {}, TRIM_SECONDS_MAX)
 
     async def stats(self) -> dict[str, Any]:
         """Of the host, and under `device` of its tier when it runs."""
         if self._host is None:
             return {}
-        found = await self._host.control("stats", {}, 10.0)
+        found = await self._host.control("stats", {}, 2.0, must=False)
         return {**self._host.stats(), **(found or {})}
 
     async def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,9 @@ import pytest
 from tests import lm
 from tests.activation import BEES, CHESS, KETTLE, Model
 
-from memos_kernel import migrate, renewal
+from memos_kernel import renewal
 from memos_kernel.events import Slot
 from memos_kernel.governance import raw_id
-from memos_syscalls import limits
-from memos_syscalls.errors import MemIO
 
 tiny = lm.tiny
 QUESTION = "Who keeps bees?"
@@ -113,8 +110,10 @@ def test_a_key_under_which_a_refused_cache_was_stored_is_destroyed(k: Model, mon
     monkeypatch.setattr(k.kernel, "_store_large_in_thread", then_shred)
     error = k.failure("mem_migrate", cube_id=text, to="activation")
     assert (error.errno, error.outcome) == ("ESHREDDED", "none")
-    k.settle()
-    assert slots and k.kernel.vault.keystore.key(slots[0]) is None
+    until = time.monotonic() + 10
+    while k.kernel.vault.keystore.key(slots[0]) is not None and time.monotonic() < until:
+        k.run(0.02)
+    assert k.kernel.vault.keystore.key(slots[0]) is None
     assert slots[0] not in [slot for slot, _key in k.kernel.vault._free]
 
 
@@ -178,3 +177,16 @@ def test_a_renewal_makes_a_new_version_or_nothing(k: Model, monkeypatch: pytest.
     assert not k.header(used)["stale"]
     if what == "frozen":
         k("mem_thaw", cube_id=cache)
+
+
+# -- memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_caches_that_are_too_large_together_are_refused_before_they_are_loaded(
+    k: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = [k.capture(k.alloc(f"{content}large")) for content in (BEES, CHESS)]
+    sizes = [k.header(cache)["bytes"] for cache in caches]
+    monkeypatch.setattr(limits, "TENSOR_BYTES_MAX", max(sizes))
+    assert k.ask(QUESTION, caches[0], max_new_tokens=1)["tokens_reused"]
+    assert k.failure("mem_infer", **k.question(QUESTION, *caches)).errno == "EMSGSIZE"

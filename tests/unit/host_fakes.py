@@ -181,6 +181,11 @@ def fds_open(_args: dict[str, Any]) -> dict[str, Any]:
     return {"open": len(os.listdir("/proc/self/fd"))}
 
 
+def slow(_args: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(0.2)
+    return {}
+
+
 def stuck(_args: dict[str, Any]) -> dict[str, Any]:
     time.sleep(600)
     return {}
@@ -209,7 +214,7 @@ class Fakes:
         op.__name__: op for op in (echo, counted, endless, streamed, hang, die, swap, fail, babble, self_view)
     }
     controls: dict[str, Control] = {  # noqa: RUF012
-        control.__name__: control for control in (go, closed, fds_open, stuck, refuse)
+        control.__name__: control for control in (go, closed, fds_open, slow, stuck, refuse)
     }
 
     def __init__(self, name: str) -> None:

@@ -436,6 +436,9 @@ def test_a_control_is_answered_during_a_long_step_and_a_stuck_one_costs_the_chil
                 await host.control("unheard", {}, seconds=LONG)
             pid = host.pid
             assert pid is not None
+            assert await host.control("slow", {}, seconds=0.01, must=False) is None
+            assert await host.control("closed", {}, seconds=LONG) == {"closed": []}, "who only asked harms nobody"
+            assert host.pid == pid
             assert await host.control("stuck", {}, seconds=0.1) is None
             assert not _alive(pid), "what was to be erased is in no process"
             with pytest.raises(MemIO, match="control 'stuck'"):

@@ -220,3 +220,8 @@ def test_models_that_do_not_keep_every_token_are_refused() -> None:
     for other in (DeepseekV3Config(), MambaConfig(num_hidden_layers=2), Qwen3NextConfig(), T5Config()):
         with pytest.raises(MemModel):
             supported(other)
+    factors = [1.0] * 8
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors, "factor": 2.0}
+    rope["original_max_position_embeddings"] = 64
+    with pytest.raises(MemModel, match="longrope"):
+        supported(LlamaConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, rope_parameters=rope))

@@ -37,6 +37,8 @@ masked out again."""
 ROOM: Final = 256
 """Tokens of an answer that a cache has room for before it grows."""
 PREFIXES_MAX: Final = 64
+PREFIX_BYTES_MAX: Final = 512 * 2**20
+"""Of prefixes that are kept: a system message may be as long as the model reads."""
 Progress = Callable[[float, str], None]
 
 
@@ -172,7 +174,7 @@ class Engine:
             yield from self.prefill(ids, cache, 0)
             made = segment_of(cache, 0, len(ids))
         self._prefixes[key] = made
-        if len(self._prefixes) > PREFIXES_MAX:
+        while len(self._prefixes) > PREFIXES_MAX or self.prefix_bytes > PREFIX_BYTES_MAX:
             self._prefixes.popitem(last=False)
         return ids, made
 

@@ -154,9 +154,10 @@ class Host:
             self._leave(job)
 
     async def control(
-        self, name: str, args: Mapping[str, Any], seconds: float = CONTROL_SECONDS_DEFAULT
+        self, name: str, args: Mapping[str, Any], seconds: float = CONTROL_SECONDS_DEFAULT, *, must: bool = True
     ) -> dict[str, Any] | None:
-        """A control's answer, or None when there is no child, or none any more: one that does not answer is killed."""
+        """A control's answer, or None when there is no child, or none any more: one that does not answer is killed, unless it
+        need not (`must`): then None, and the child, which may only be busy, goes on."""
         link = self._link
         if link is None:
             return None
@@ -173,6 +174,9 @@ class Host:
         except asyncio.CancelledError:
             done.cancel()
             raise
+        if not done.done() and not must:
+            done.cancel()  # its answer, when it comes, is nobody's
+            return None
         if not done.done():
             link.fail(f"it did not answer the control {name!r} within {seconds:g} s")
         # The keeper answers None once the child's process is gone.
@@ -183,7 +187,8 @@ class Host:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         await asyncio.sleep(0)  # who was cancelled in this turn leaves in the next
-        while any(job.let_go_by is not None for job in self._running.values()):
+        left = [job.id for job in self._running.values() if job.let_go_by is not None]  # who leaves later is not waited for
+        while any(job_id in self._running for job_id in left):
             link = self._link
             if link is not None and loop.time() > until:
                 link.fail(f"it did not let go of what was erased within {seconds:g} s")

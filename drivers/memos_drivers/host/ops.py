@@ -11,6 +11,8 @@ that the kernel's host tier has, so it costs no second copy where the payload's 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import threading
 import time
@@ -56,6 +58,8 @@ class Workshop:
             torch.set_num_threads(threads)
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
+        libc = ctypes.CDLL(None)
+        self._libc = libc if hasattr(libc, "malloc_trim") else None  # glibc's own
         self._tier: Tier[bytes, Payload] = Tier(int(spec.get("device_tier_mb", 1024)) * limits.MIB)
         self._gone: set[bytes] = set()
         """Keys that were dropped: an operation that still has a payload must not bring it back."""
@@ -63,7 +67,7 @@ class Workshop:
             "open": self._op_open, "tokens": self._op_tokens, "capture": self._op_capture, "fuse": self._op_fuse,
             "infer": self._op_infer, "load": self._op_load,
         }  # fmt: skip
-        self.controls: Mapping[str, Control] = {"drop": self._drop, "stats": self._stats}
+        self.controls: Mapping[str, Control] = {"drop": self._drop, "stats": self._stats, "trim": self._trim}
 
     def describe(self) -> dict[str, Any]:
         return {"device": str(self._device), "torch": torch.__version__, "threads": torch.get_num_threads()}
@@ -196,6 +200,15 @@ class Workshop:
             if args.get("erased"):
                 self._gone.update(keys)
             self._tier.drop(keys)
+        return {}
+
+    def _trim(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Give freed memory back to the system, which clears it: copies of what was erased do not stay in the heap."""
+        gc.collect()
+        if self._libc is not None:
+            self._libc.malloc_trim(0)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
         return {}
 
     def _stats(self, args: dict[str, Any]) -> dict[str, Any]:

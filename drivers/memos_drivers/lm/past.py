@@ -257,6 +257,9 @@ def supported(config: Any) -> None:
         what = "compresses keys and values (multi-head latent attention)"
     elif "mrope_section" in (getattr(text, "rope_parameters", None) or {}):
         what = "has positions in several dimensions"
+    elif (getattr(text, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        # Beyond its original length all keys are of another table, those that were stored before among them.
+        what = "turns all keys otherwise once a request is long (longrope)"
     elif getattr(config, "cache_implementation", None) not in (None, "dynamic"):
         what = f"asks for a cache of the kind {config.cache_implementation!r}"
     else:
