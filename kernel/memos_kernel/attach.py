@@ -12,7 +12,8 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memos_drivers.tiers import worth_loading
-from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemNotFound, MemStale
+from memos_syscalls import limits
+from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemNotFound, MemStale, MemTooLarge
 
 from . import lifecycle
 from .governance import Access, text_id
@@ -68,6 +69,7 @@ def wanted(kernel: Kernel, access: Access, named: list[Any], *, recompute: bool)
     """The cubes that a call names, opened. For a thread."""
     now = kernel.clock.now()
     result: list[Wanted] = []
+    size = 0
     for one in named:
         text, at = (one, None) if isinstance(one, str) else (one.cube_id, one.version)
         cube = access.cube(text)
@@ -78,6 +80,9 @@ def wanted(kernel: Kernel, access: Access, named: list[Any], *, recompute: bool)
             raise MemNotFound(f"cube {text} has no version {version}; the newest is {cube.version}")
         if cube.form == "plaintext":
             texts = texts_of(kernel.vault, access, cube, version, current=False)
+            size += texts.bytes
+            if size > limits.CAPTURE_BYTES_MAX:
+                raise MemTooLarge(f"the cubes have more than {limits.CAPTURE_BYTES_MAX} bytes of text", "Attach fewer.")
             result.append(Wanted(cube, version, [leaf.text for leaf in texts.leaves], [], None))
         elif cube.form == "activation":
             result.append(_cache(kernel, access, cube, version, pinned=at is not None, recompute=recompute))

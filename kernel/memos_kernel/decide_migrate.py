@@ -12,8 +12,9 @@ from memos_syscalls.errors import MemConflict, MemNotFound, MemShredded
 
 from . import events as ev
 from . import lifecycle
-from .decide import Call, Decision, Draft, NewPayload, new_cube
+from .decide import Call, Decision, Draft, NewPayload, new_cube, version_of
 from .governance import Access, hidden, text_id
+from .header import has_expired, is_stale
 from .private import Private
 from .state import Cube, Tables
 
@@ -35,7 +36,7 @@ class Product(NamedTuple):
     """Sources that become `merged`."""
 
 
-def _check_sources(access: Access, call: Call, product: Product) -> None:
+def _check_sources(tables: Tables, access: Access, call: Call, product: Product) -> None:
     for source_id, at, _role in product.sources:
         cube = access.view.cube(source_id)
         if cube is None or not access.sees(cube.namespace):
@@ -49,6 +50,11 @@ def _check_sources(access: Access, call: Call, product: Product) -> None:
             raise MemConflict(
                 f"cube {text_id(source_id)} is at version {cube.version} now; the job read version {at}", "Ask for it again."
             )
+        if cube.form != "plaintext":
+            row = version_of(tables, cube, at)
+            if is_stale(tables, row) or has_expired(tables, row, call.now):
+                what = f"what cube {text_id(source_id)} was made from"
+                raise MemConflict(f"{what} has changed while the job ran", "Capture it again.")
 
 
 def _target(tables: Tables, call: Call, product: Product) -> Cube:
@@ -68,7 +74,7 @@ def decide_product(tables: Tables, call: Call) -> Decision:
     """Commit `call.product` with the content `call.contents[0]`."""
     access, product = Access(tables, call.caller), call.product
     access.target(product.namespace)
-    _check_sources(access, call, product)
+    _check_sources(tables, access, call, product)
     private = Private(
         call.args_hash, name=product.name, origin="migration", encoding="bytes", recipe=product.recipe,
         note=call.request.actor_note,

@@ -273,16 +273,16 @@ class Kernel(Commits):
         begins where a read would be answered."""
         turn = write.turn
 
-        def begin() -> None:
+        def go() -> None:
             if self.succession is None:
                 self.once(write, launch)
             else:
                 self.succession.when_sure(turn, lambda: self._guarded(turn, lambda: self.once(write, launch)))
 
         if turn.peer.pending_writes and turn.peer.last_write > self.durable.seq:
-            self.when_durable(turn.peer.last_write, lambda: self._guarded(turn, begin))
+            self.when_durable(turn.peer.last_write, lambda: self._guarded(turn, go))
         else:
-            begin()
+            go()
 
     def _wait_in_line(self, write: Write) -> None:
         """Decide now, or when those that came before have been decided."""

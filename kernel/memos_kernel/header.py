@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from . import lifecycle
@@ -36,7 +37,7 @@ def header(
         result["parents"] = [
             {"cube_id": text_id(source), "version": at, "role": ROLES[role]} for source, at, role in version.lineage
         ]
-        result["stale"] = is_stale(view, version)
+        result["stale"] = is_stale(view, version) or (cube.form != "plaintext" and has_expired(view, version, now))
         if is_renewable(view, version):
             result["renewable"] = True
     if view.pinned(cube.cube_id):
@@ -69,20 +70,30 @@ def is_renewable(view: View, version: Version) -> bool:
     return _has_newer(view, version, CONTEXT)
 
 
+def has_expired(view: View, version: Version, now: int) -> bool:
+    """Whether the life of a `content` source is over."""
+    return any(
+        role == CONTENT and lifecycle.effective(source.state, source.expires_at, now) == lifecycle.EXPIRED
+        for source, _at, role in _sources(view, version)
+    )
+
+
 def _has_newer(view: View, version: Version, wanted: int) -> bool:
-    """Whether a source of one role has a newer version than the one that was read. Each source is looked at once, however
-    many ways lead to it."""
+    """Whether a source of one role has a newer version than the one that was read."""
+    return any(role == wanted and source.version > at for source, at, role in _sources(view, version))
+
+
+def _sources(view: View, version: Version) -> Iterator[tuple[Cube, int, int]]:
+    """What was read, directly or through caches: what those were made from may have changed though they did not. Each source
+    comes once, however many ways lead to it."""
     queue, seen = list(version.lineage), set(map(tuple, version.lineage))
     while queue:
         source, at, role = queue.pop()
         cube = view.cube(source)
         if cube is None:
             continue
-        if role == wanted and cube.version > at:
-            return True
-        # What a cache was made from may have changed though the cache did not.
+        yield cube, at, role
         through = cube.form != "plaintext" and role == CONTENT
         if through and (found := view.version(cube, at)) is not None:
             queue += [one for one in found[0].lineage if tuple(one) not in seen]
             seen.update(map(tuple, found[0].lineage))
-    return False

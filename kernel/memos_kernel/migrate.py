@@ -151,6 +151,7 @@ def _plan(kernel: Kernel, view: View, request: Any, caller: Any, params: Params)
     if len(set(named)) != len(named):
         raise MemInvalid("cube_ids names a cube twice")
     found: list[Texts] = []
+    size = 0
     for text in named:
         cube = access.cube(text)
         live(cube, now)
@@ -159,14 +160,15 @@ def _plan(kernel: Kernel, view: View, request: Any, caller: Any, params: Params)
                 f"cube {text} is {cube.form}: only text can be captured", 'Fuse caches with mem_fuse(strategy="kv").'
             )
         found.append(texts_of(kernel.vault, access, cube, cube.version, current=True))
+        size += found[-1].bytes
+        if size > limits.CAPTURE_BYTES_MAX:
+            raise MemTooLarge(f"the memories have more than {limits.CAPTURE_BYTES_MAX} bytes of text")
     leaves = [leaf for texts in found for leaf in texts.leaves]
     ids = [leaf.cube.cube_id for leaf in leaves]
     if len(set(ids)) != len(ids):
         raise MemInvalid("a memory stands in the cache twice", "Name each memory once, directly or in one composition.")
     for leaf in leaves:
         live(leaf.cube, now)
-    if sum(texts.bytes for texts in found) > limits.CAPTURE_BYTES_MAX:
-        raise MemTooLarge(f"the memories have more than {limits.CAPTURE_BYTES_MAX} bytes of text")
     namespace = access.target(request.namespace or access.cube(named[0]).namespace)
     through = [pair for texts in found for pair in texts.through]
     neighbours = _neighbours(kernel, access, leaves[0].cube, set(ids), params, now)
@@ -195,6 +197,8 @@ def _neighbours(
         return opened.content.decode()
 
     if isinstance(wanted, list):
+        if len(set(wanted)) != len(wanted):
+            raise MemInvalid("neighbours names a cube twice")
         for name in wanted:
             cube = access.cube(name)
             live(cube, now)
@@ -404,6 +408,9 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
     try:
         parts = [await cache_part(kernel, access, cube, at, held, needed=True) for cube, at in members]
         recipes = [kernel.vault.open_private(*_row(view, cube, at)).recipe or {} for cube, at in members]
+        owners = [view.owner(cube.namespace) for cube, _at in members]
+        if [recipe.get("tenant") for recipe in recipes] != owners:
+            raise MemModel("one of these caches was made for another owner", "Capture it again here.")
         if len({(r.get("model"), r.get("prefix"), r.get("dtype")) for r in recipes}) > 1:
             raise MemModel("these caches are of different models, prefixes or dtypes", "Capture them alike first.")
         first = recipes[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from memos_drivers.host.client import Host
@@ -39,7 +39,7 @@ class Runtime:
         return self._host
 
     @contextlib.asynccontextmanager
-    async def one_at_a_time(self, binding: str) -> AsyncIterator[None]:
+    async def one_at_a_time(self, binding: str) -> AsyncGenerator[None]:
         """Captures of the same thing run one after the other, so that the second finds what the first made."""
         lock, waiting = self._bindings.get(binding) or (asyncio.Lock(), 0)
         self._bindings[binding] = (lock, waiting + 1)

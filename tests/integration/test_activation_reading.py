@@ -15,6 +15,8 @@ from tests.activation import BEES, CHESS, KETTLE, Model
 from memos_kernel import renewal
 from memos_kernel.events import Slot
 from memos_kernel.governance import raw_id
+from memos_kernel.state import Cube, Version, View
+from memos_syscalls import limits
 
 tiny = lm.tiny
 QUESTION = "Who keeps bees?"
@@ -56,7 +58,12 @@ def test_a_composition_of_caches_is_no_content(k: Model, monkeypatch: pytest.Mon
     k("mem_write", cube_id=made, name="renamed")
     opened: list[int] = []
     content = k.kernel.vault.open_content
-    monkeypatch.setattr(k.kernel.vault, "open_content", lambda row: opened.append(row.payload_bytes) or content(row))
+
+    def seen(row: Version) -> bytes:
+        opened.append(row.payload_bytes)
+        return content(row)
+
+    monkeypatch.setattr(k.kernel.vault, "open_content", seen)
     assert k.failure("mem_read", cube_id=made).errno == "EINVAL"
     k("mem_diff", cube_id=made, a=1, b=2)
     assert not any(opened), "of its members nothing was opened"
@@ -96,7 +103,8 @@ def test_a_key_under_which_a_refused_cache_was_stored_is_destroyed(k: Model, mon
     """What is deleted from a database stays in its files for a while: under a key that another cube got, it could be read."""
     text = k.alloc(BEES * 12 + "stored")
     slots: list[Slot] = []
-    store = k.kernel._store_large_in_thread
+    kernel: Any = k.kernel
+    store = kernel._store_large_in_thread
     shreds: list[asyncio.Future[dict[str, Any]]] = []
 
     def then_shred(content: Any, slot: Slot, stored: list[bytes]) -> Any:
@@ -114,7 +122,7 @@ def test_a_key_under_which_a_refused_cache_was_stored_is_destroyed(k: Model, mon
     while k.kernel.vault.keystore.key(slots[0]) is not None and time.monotonic() < until:
         k.run(0.02)
     assert k.kernel.vault.keystore.key(slots[0]) is None
-    assert slots[0] not in [slot for slot, _key in k.kernel.vault._free]
+    assert slots[0] not in [slot for slot, _key in kernel.vault._free]
 
 
 def test_a_job_that_failed_remembers_its_error_and_no_text(k: Model) -> None:
@@ -122,7 +130,8 @@ def test_a_job_that_failed_remembers_its_error_and_no_text(k: Model) -> None:
     with k.during("capture", lambda: k.submit("mem_free", cube_id=text), after=True):
         job_id = k("mem_migrate", cube_id=text, to="activation", wait=False)["job_id"]
         assert k("job_wait", job_id=job_id)["state"] == "failed"
-    error = k.kernel.runtime.jobs._jobs[job_id].error
+    jobs: Any = k.kernel.runtime.jobs
+    error = jobs._jobs[job_id].error
     assert error is not None
     assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None), "frames hold what they read"
 
@@ -151,8 +160,9 @@ def renewable(k: Model, namespace: str) -> str:
 
 
 def renewals_end(k: Model) -> None:
+    renewals: Any = k.kernel.renewals
     until = time.monotonic() + 30
-    while k.kernel.renewals._working and time.monotonic() < until:
+    while renewals._working and time.monotonic() < until:
         k.run(0.05)
 
 
@@ -190,3 +200,48 @@ def test_caches_that_are_too_large_together_are_refused_before_they_are_loaded(
     monkeypatch.setattr(limits, "TENSOR_BYTES_MAX", max(sizes))
     assert k.ask(QUESTION, caches[0], max_new_tokens=1)["tokens_reused"]
     assert k.failure("mem_infer", **k.question(QUESTION, *caches)).errno == "EMSGSIZE"
+
+
+@pytest.mark.parametrize("made", ["capture", "composition"])
+def test_a_cache_of_what_has_expired_says_that_it_is_stale(k: Model, made: str) -> None:
+    """Who maps it into a process of their own asks the header, as no kernel is there to refuse its use."""
+    text = k.alloc(BEES + made + "ends")
+    cache = k.capture(text)
+    if made == "composition":
+        cache = k("mem_compose", cube_ids=[cache, k.capture(k.alloc(CHESS + made + "ends"))], namespace="alice")["cube_id"]
+    assert not k.header(cache)["stale"]
+    k("mem_free", cube_id=text)
+    assert k.header(cache)["stale"]
+
+
+def test_a_fusion_whose_members_grow_stale_meanwhile_commits_nothing_and_merges_nothing(k: Model) -> None:
+    texts = [k.alloc(f"{content}grows stale") for content in (BEES, CHESS)]
+    caches = [k.capture(text) for text in texts]
+    with k.during("fuse", lambda: k.submit("mem_write", cube_id=texts[1], content=KETTLE)):
+        error = k.failure("mem_fuse", cube_ids=caches, strategy="kv")
+    assert (error.errno, error.outcome) == ("ECONFLICT", "none")
+    assert [k.header(cache)["state"] for cache in caches] == ["generated"] * 2
+
+
+def test_texts_that_no_model_reads_together_are_refused_before_all_are_opened(
+    k: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [k.alloc(f"{number} {BEES}" * 10) for number in range(4)]
+    monkeypatch.setattr(limits, "CAPTURE_BYTES_MAX", 12_000)
+    opened: list[int] = []
+    read = k.kernel.vault.open
+
+    def seen(view: View, cube: Cube, version: int) -> Any:
+        opened.append(version)
+        return read(view, cube, version)
+
+    monkeypatch.setattr(k.kernel.vault, "open", seen)
+    assert k.failure("mem_infer", **k.question(QUESTION, *long)).errno == "EMSGSIZE"
+    assert k.failure("mem_migrate", cube_ids=long, to="activation").errno == "EMSGSIZE"
+    assert len(opened) == 4, "two by each call"
+
+
+def test_a_neighbour_stands_before_a_memory_once(k: Model) -> None:
+    older, text = (k.alloc(content + "once") for content in (CHESS, BEES))
+    asked: dict[str, Any] = {"cube_id": text, "to": "activation", "params": {"neighbours": [older, older]}}
+    assert k.failure("mem_migrate", **asked).errno == "EINVAL"
