@@ -88,6 +88,8 @@ class Proxy:
     def close(self) -> None:
         if not self._loop.is_closed():
             self.cut()
+            # Who was accepted during the cut is aborted a turn later, and closed in the one after.
+            self._do(asyncio.sleep(0.05))
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()

@@ -131,6 +131,12 @@ def _expired_source(access: Access, cube: Cube, version: int, now: int) -> Cube 
     return None
 
 
+def payload_bytes(access: Access, caches: list[tuple[Cube, int]]) -> int:
+    """Bytes that a call holds of these caches."""
+    rows = (access.view.version(cube, version) for cube, version in caches)
+    return sum(row[0].payload_bytes for row in rows if row is not None)
+
+
 async def cache_part(
     kernel: Kernel, access: Access, cube: Cube, version: int, held: list[int], *, missing: bool = False,
     needed: bool = False,

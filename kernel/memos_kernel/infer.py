@@ -6,7 +6,6 @@ its text stays nowhere. The first token's time is measured here, from the call's
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from memos_syscalls import limits
 from memos_syscalls.errors import MemTooLarge
 
-from .attach import Wanted, cache_part, wanted
+from .attach import Wanted, cache_part, payload_bytes, wanted
 from .events import Slot
 from .governance import Access, text_id
 from .jobs import Job, still_there
@@ -37,7 +36,8 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
     access = Access(kernel.frozen_view(), caller)
     found: list[Wanted] = []
     if request.cubes:
-        found = await asyncio.to_thread(wanted, kernel, access, request.cubes, recompute=request.on_miss == "recompute")
+        recompute = request.on_miss == "recompute"
+        found = await kernel.runtime.in_thread(caller.principal, wanted, kernel, access, request.cubes, recompute=recompute)
     job.reads, slots = _reads(access, found)
     still_there(kernel, job.reads, slots)
     owner = next((access.view.owner(one.cube.namespace) for one in found), None)
@@ -52,10 +52,8 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
 
     if (caches := sum(len(one.caches) for one in found)) > limits.ATTACHED_CUBES_MAX:
         raise MemTooLarge(f"the cubes stand for {caches} caches; the limit is {limits.ATTACHED_CUBES_MAX}", "Fuse some.")
-    rows = [access.view.version(cube, version) for one in found for cube, version in one.caches]
-    if (size := sum(row[0].payload_bytes for row in rows if row is not None)) > limits.TENSOR_BYTES_MAX:
-        # All of them are held in memory at once, whatever the tiers' budgets are.
-        raise MemTooLarge(f"the caches have {size} bytes; a call holds at most {limits.TENSOR_BYTES_MAX}", "Attach fewer.")
+    size = payload_bytes(access, [pair for one in found for pair in one.caches])
+    kernel.runtime.hold(caller.principal, size)
     try:
         parts: list[dict[str, Any]] = []
         for at, one in enumerate(found):
@@ -80,6 +78,7 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
                     part |= await cache_part(kernel, access, one, version, held, missing=True)
             answer = (await host.run("infer", asked, held, who=caller.principal, on_item=on_item)).result
     finally:
+        kernel.runtime.release(caller.principal, size)
         for fd in held:
             os.close(fd)
     kernel.runtime.resident = set(answer.pop("resident", ()))

@@ -130,7 +130,7 @@ class Jobs:
             raise MemBusy(f"{caller.principal} has {mine} jobs in progress", "Wait for one of them with job_wait.")
         job = Job(kind, caller, self._now)
         self._jobs[job.id] = job
-        self._forget_some()
+        self._forget_some(caller)
         job.task = self._spawn(self._run(job, work, seconds))
         if not kept:
             job.task.add_done_callback(lambda _task: self._jobs.pop(job.id, None))
@@ -159,12 +159,10 @@ class Jobs:
         else:
             job.conclude("done", result=result)
 
-    def _forget_some(self) -> None:
-        while len(self._jobs) > limits.JOBS_KEPT_MAX:
-            oldest = next((job_id for job_id, job in self._jobs.items() if job.state in OVER), None)
-            if oldest is None:
-                return
-            del self._jobs[oldest]
+    def _forget_some(self, caller: Caller) -> None:
+        over = [job.id for job in self._jobs.values() if job.state in OVER and job.caller.principal == caller.principal]
+        for job_id in over[: -limits.JOBS_KEPT_MAX]:
+            del self._jobs[job_id]
 
     def find(self, caller: Caller, job_id: str) -> Job:
         job = self._jobs.get(job_id)

@@ -279,7 +279,7 @@ async def _capture_once(
     request, caller, host = write.request, write.turn.peer.caller, kernel.runtime.host
     began = time.monotonic()
     view = kernel.frozen_view()
-    plan = await asyncio.to_thread(_plan, kernel, view, request, caller, params)
+    plan = await kernel.runtime.in_thread(caller.principal, _plan, kernel, view, request, caller, params)
     job.reads = {source for source, _at, _role in plan.sources}
     still_there(kernel, job.reads)
     asked = {
@@ -296,7 +296,7 @@ async def _capture_once(
     versions = [[text_id(source), at, role] for source, at, role in plan.sources]
     key = _key([*common, plan.namespace, sizes["prefix"], versions, sizes["digest"]])
     async with kernel.runtime.one_at_a_time(binding):
-        known = await asyncio.to_thread(_derived, kernel, kernel.frozen_view(), plan, binding)
+        known = await kernel.runtime.in_thread(caller.principal, _derived, kernel, kernel.frozen_view(), plan, binding)
         if known is not None and known[2].get("key") == key:
             cube, row, _recipe = known
             return {
@@ -382,7 +382,7 @@ def close(answer: Answer) -> None:
 
 async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> dict[str, Any]:
     """One cache out of several."""
-    from .attach import cache_part, caches_of
+    from .attach import cache_part, caches_of, payload_bytes
 
     request, caller, host = write.request, write.turn.peer.caller, kernel.runtime.host
     view = kernel.frozen_view()
@@ -404,10 +404,15 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
     members = [member for cube in cubes for member in caches_of(kernel.vault, access, cube, cube.version)]
     job.reads = {cube.cube_id for cube, _at in members} | {cube.cube_id for cube in cubes}
     still_there(kernel, job.reads)
+    recipes = [kernel.vault.open_private(*_row(view, cube, at)).recipe or {} for cube, at in members]
+    depth = 1 + max(int(recipe.get("depth", 0)) for recipe in recipes)
+    if depth > limits.COMPOSED_DEPTH_MAX:
+        raise MemTooLarge(f"the cache would be fused {depth} times over; the limit is {limits.COMPOSED_DEPTH_MAX}")
     held: list[int] = []
+    size = payload_bytes(access, members)
+    kernel.runtime.hold(caller.principal, size)
     try:
         parts = [await cache_part(kernel, access, cube, at, held, needed=True) for cube, at in members]
-        recipes = [kernel.vault.open_private(*_row(view, cube, at)).recipe or {} for cube, at in members]
         owners = [view.owner(cube.namespace) for cube, _at in members]
         if [recipe.get("tenant") for recipe in recipes] != owners:
             raise MemModel("one of these caches was made for another owner", "Capture it again here.")
@@ -421,6 +426,7 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
         }  # fmt: skip
         answer = await host.run(DRIVER.fuses[request.strategy], asked, held, who=caller.principal, on_progress=job.report)
     finally:
+        kernel.runtime.release(caller.principal, size)
         for fd in held:
             os.close(fd)
     made = answer.result
@@ -428,7 +434,7 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
         sources = [(cube.cube_id, cube.version, CONTENT) for cube in cubes]
         versions = [[text_id(source), at, role] for source, at, role in sources]
         recipe = {
-            "method": "fuse", "strategy": request.strategy,
+            "method": "fuse", "strategy": request.strategy, "depth": depth,
             "key": _key([made["fingerprint"], made["digest"], tenant, versions]),
             "model": made["fingerprint"], "model_name": made["model"], "adapters": made["adapters"], "dtype": made["dtype"],
             "stored": made["stored"], "rope": made["rope"], "layout": LAYOUT, "tenant": tenant, "prefix": made["prefix"],

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, TypeVar
 
 from memos_drivers.host.client import Host
-from memos_syscalls.errors import MemAgain, MemNoModel, MemShredded
+from memos_syscalls import limits
+from memos_syscalls.errors import MemAgain, MemBusy, MemNoModel, MemShredded, MemTooLarge
 
 from .jobs import Job, Jobs
 
+T = TypeVar("T")
 TRIM_SECONDS_MAX: Final = 10.0
+ERASE_SECONDS_MAX: Final = 10.0
+"""A host that takes longer to let go of what is erased is killed."""
+READS_PER_PRINCIPAL: Final = 2
 
 
 class Runtime:
@@ -30,6 +35,8 @@ class Runtime:
         self.by_mac: dict[bytes, tuple[Job, bytes]] = {}
         """Jobs in progress by the request id that began them, with H(arguments)."""
         self._host = host
+        self._held: dict[str, int] = {}
+        self._reading: dict[str, asyncio.Semaphore] = {}
         self._bindings: dict[str, tuple[asyncio.Lock, int]] = {}
 
     @property
@@ -53,6 +60,27 @@ class Runtime:
             else:
                 self._bindings[binding] = (lock, waiting - 1)
 
+    def hold(self, who: str, size: int) -> None:
+        """A call of theirs holds so many bytes of payloads until `release`; `MemBusy` when their calls hold too many."""
+        if size > limits.TENSOR_BYTES_MAX:
+            # All of them are in memory at once, whatever the tiers' budgets are.
+            raise MemTooLarge(f"the caches have {size} bytes; a call holds at most {limits.TENSOR_BYTES_MAX}", "Attach fewer.")
+        held = self._held.get(who, 0)
+        if held + size > limits.MAPPED_BYTES_PER_PRINCIPAL_MAX:
+            raise MemBusy(f"calls of {who} hold {held} bytes of caches already")
+        self._held[who] = held + size
+
+    def release(self, who: str, size: int) -> None:
+        self._held[who] -= size
+        if not self._held[who]:
+            del self._held[who]
+
+    async def in_thread(self, who: str, work: Callable[..., T], *args: Any, **named: Any) -> T:
+        """Reading and decrypting for a call, beside few others of the same principal: threads are for everybody."""
+        turns = self._reading.setdefault(who, asyncio.Semaphore(READS_PER_PRINCIPAL))
+        async with turns:
+            return await asyncio.to_thread(work, *args, **named)
+
     def remember(self, job: Job, mac: bytes, args_hash: bytes) -> None:
         """The same request id finds this job while it runs."""
         self.by_mac[mac] = (job, args_hash)
@@ -73,7 +101,7 @@ class Runtime:
         self.resident -= set(payload_ids)
         if self._host is not None:
             # Only what is erased is worth the life of a host that is slow to answer.
-            await self._host.control("drop", {"keys": payload_ids, "erased": erased}, must=erased)
+            await self._host.control("drop", {"keys": payload_ids, "erased": erased}, ERASE_SECONDS_MAX, must=erased)
             if erased:
                 # What ended holds its texts and payloads until the step under way is over.
                 await self._host.let_go()

@@ -111,8 +111,8 @@ RECOMPUTE_PERCENT_DEFAULT: Final = 15
 NEIGHBOURS_MAX: Final = 4
 JOB_DEADLINE_MS_DEFAULT: Final = 600_000
 """How long a call that runs a model waits when it names no deadline."""
-JOBS_KEPT_MAX: Final = 1024
-"""Jobs that are over and can still be asked about."""
+JOBS_KEPT_MAX: Final = 256
+"""Jobs of one principal that are over and can still be asked about."""
 JOBS_PER_PRINCIPAL_MAX: Final = 64
 MAPS_PER_CONNECTION_MAX: Final = 1024
 """Different payloads that one connection may have mapped."""

@@ -659,6 +659,8 @@ class MemInfer(Request):
     def _one_prompt(self) -> MemInfer:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give prompt or messages")
+        if 0 < self.temperature < 0.001:
+            raise ValueError("a temperature is 0, or at least 0.001")
         if self.messages is not None:
             roles = [message.role for message in self.messages]
             if "system" in roles[1:]:

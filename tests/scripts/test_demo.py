@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-DEMO_SECONDS_MAX = 120
+DEMO_SECONDS_MAX = 300
 
 
 def test_every_claim_of_the_demonstration_holds(tmp_path: Path) -> None:

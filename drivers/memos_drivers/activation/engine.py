@@ -110,6 +110,12 @@ class Engine:
     def bytes_per_token(self) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
+    def forget_words(self) -> None:
+        """Empty the tokenizer's cache of words that it has seen."""
+        clear = getattr(self.tokenizer.backend_tokenizer.model, "_clear_cache", None)
+        if clear is not None:
+            clear()
+
     # -- tokens ------------------------------------------------------------------------------------------------------
 
     def memory_ids(self, texts: Sequence[str]) -> list[int]:

@@ -204,6 +204,8 @@ class Workshop:
 
     def _trim(self, args: dict[str, Any]) -> dict[str, Any]:
         """Give freed memory back to the system, which clears it: copies of what was erased do not stay in the heap."""
+        for engine in list(self._engines.values()):
+            engine.forget_words()
         gc.collect()
         if self._libc is not None:
             self._libc.malloc_trim(0)
