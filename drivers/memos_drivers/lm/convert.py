@@ -48,8 +48,9 @@ def read(path: Path, *, device: str, dtype: str) -> tuple[Any, Any]:
 
 def convert(gguf: Path, target: Path) -> None:
     """Makes the directory `target` of the file `gguf`, unless it is there."""
-    if importlib.util.find_spec("gguf") is None:
-        raise MemNoModel("the package gguf, which reads GGUF files, is not installed", "Run `pip install gguf`.")
+    for name in ("gguf", "accelerate"):
+        if importlib.util.find_spec(name) is None:
+            raise MemNoModel(f"the package {name}, which reading GGUF files takes, is not installed", f"Run `pip install {name}`.")
     with _explained(gguf):
         target.parent.mkdir(parents=True, exist_ok=True)
         with (target.parent / f"{target.name}.lock").open("w") as lock:
