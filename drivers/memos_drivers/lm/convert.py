@@ -50,7 +50,8 @@ def convert(gguf: Path, target: Path) -> None:
     """Makes the directory `target` of the file `gguf`, unless it is there."""
     for name in ("gguf", "accelerate"):
         if importlib.util.find_spec(name) is None:
-            raise MemNoModel(f"the package {name}, which reading GGUF files takes, is not installed", f"Run `pip install {name}`.")
+            what = f"the package {name}, which reading GGUF files takes, is not installed"
+            raise MemNoModel(what, f"Run `pip install {name}`.")
     with _explained(gguf):
         target.parent.mkdir(parents=True, exist_ok=True)
         with (target.parent / f"{target.name}.lock").open("w") as lock:
