@@ -3,7 +3,8 @@
 It starts a real kernel in a temporary directory, remembers a conversation, asks, edits, looks back, forks, fuses, lets a
 model continue from what it remembers, erases, kills the kernel with signal 9, and checks the log offline. Every sentence
 it prints is followed by what the kernel answered, and every claim is checked: a claim that does not hold ends the
-demonstration with exit status 1. So it is a test as well. `--fast` leaves out the pauses for reading, `--keep DIR` works in DIR and leaves it there.
+demonstration with exit status 1. So it is a test as well. `--fast` leaves out the pauses for reading, `--keep DIR` works
+in DIR and leaves it there.
 """
 
 from __future__ import annotations
