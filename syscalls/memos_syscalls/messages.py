@@ -750,7 +750,7 @@ class WatchEvent(Reply):
     version: int | None = None
     namespace: str | None = None
     state: State | None = None
-    pinned: bool | None = Field(None, description="Of a pin: set or taken away.")
+    pinned: bool | None = Field(default=None, description="Of a pin: set or taken away.")
 
 
 class WatchItem(Reply):

@@ -30,7 +30,7 @@ from memos_client import (
     MemTooLarge,
     MemUnreachable,
 )
-from memos_client import _session as session
+from memos_client import _session as session  # pyright: ignore[reportPrivateUsage]
 from memos_syscalls import limits, wire
 from memos_syscalls.table import BY_NUMBER
 
