@@ -53,7 +53,8 @@ class Peer:
     def send(self, frame: bytes, fds: Sequence[int] = ()) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.sock.sendmsg([frame], rights)
-        self.sock.sendall(frame[sent:])
+        if sent < len(frame):  # To send nothing to who has read everything and gone is an error, too.
+            self.sock.sendall(frame[sent:])
 
     def reply(self, call_id: int, result: dict[str, Any], fds: Sequence[int] = ()) -> None:
         self.send(wire.pack_reply(call_id, result), fds)
@@ -293,9 +294,11 @@ def test_large_content_leaves_as_a_sealed_memfd_and_small_content_inline(serve: 
 def by_descriptor(encoding: str) -> Act:
     def act(peer: Peer, call_id: int, name: str, args: dict[str, Any], fds: list[int]) -> None:
         fd = os.memfd_create("reply")
-        os.write(fd, BIG.encode())
-        peer.reply(call_id, read_reply(None, fd=0, encoding=encoding), [fd])
-        os.close(fd)
+        try:
+            os.write(fd, BIG.encode())
+            peer.reply(call_id, read_reply(None, fd=0, encoding=encoding), [fd])
+        finally:
+            os.close(fd)
 
     return act
 
