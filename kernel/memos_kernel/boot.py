@@ -64,7 +64,7 @@ log_ = logging.getLogger("memos.boot")
 PR_SET_DUMPABLE: Final = 4
 TIDY_SECONDS: Final = 30
 GPU: Final = Path("/dev/nvidiactl")
-"""Where there is one, the driver host is not the processors' main load, and does not run at idle priority."""
+"""Where there is one, the driver host is not the processors' main load, and does not yield to others."""
 
 
 class Paths(NamedTuple):
@@ -212,7 +212,7 @@ def driver_host(config: Config) -> Host | None:
     return Host({
         "models": list(config.model), "cache": str(config.model_cache_path), "device": config.device, "dtype": config.dtype,
         "threads": config.host_threads, "device_tier_mb": config.device_tier_mb,
-        "idle": config.device == "cpu" or (config.device == "auto" and not GPU.exists()),
+        "yields": config.device == "cpu" or (config.device == "auto" and not GPU.exists()),
     })  # fmt: skip
 
 

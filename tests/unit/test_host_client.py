@@ -530,10 +530,10 @@ def test_close_answers_who_waits_and_leaves_no_process(spec: dict[str, Any]) -> 
 
 def test_the_child_protects_what_it_holds_and_yields_when_told() -> None:
     async def scene() -> None:
-        async with hosted({"idle": True, "threads": 3}) as host:
+        async with hosted({"yields": True, "threads": 3}) as host:
             view = (await host.run("self_view", {}, who="a")).result
             assert (view["dumpable"], view["parent_death"], view["threads"]) == (0, signal.SIGKILL, "3")
-            assert (view["nice"], view["policy"]) == (19, os.SCHED_IDLE)
+            assert (view["nice"], view["policy"]) == (10, os.SCHED_OTHER)
             assert int(view["oom"]) >= 500
 
     play(scene)

@@ -40,6 +40,7 @@ from .ring import Ring
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
+NICE: Final = 10
 OOM_SCORE: Final = 500
 NO_CPU_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
 """How torch says, in a plain RuntimeError, that the machine has no memory left."""
@@ -284,12 +285,10 @@ def protect() -> None:
 
 
 def yield_to_others() -> None:
-    """Idle priority where the system allows it; it is a courtesy, so refusal is no error."""
+    """Low priority where the system allows it; it is a courtesy, so refusal is no error. Not the lowest: on a machine whose
+    processors are all busy, what has idle priority never runs."""
     with contextlib.suppress(OSError):
-        os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.nice(NICE)
 
 
 def first_message(peer: socket.socket, inbox: wire.Inbox) -> dict[str, Any] | None:
@@ -314,7 +313,7 @@ def serve(peer: socket.socket, module: str) -> None:
         # Before numpy and torch are imported: they read it once.
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[variable] = str(int(spec["threads"]))
-    if spec.get("idle"):
+    if spec.get("yields"):
         yield_to_others()
     try:
         hosted: Hosted = importlib.import_module(module).open_host(spec)
