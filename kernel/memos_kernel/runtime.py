@@ -18,7 +18,7 @@ from .jobs import Job, Jobs
 
 T = TypeVar("T")
 TRIM_SECONDS_MAX: Final = 10.0
-ERASE_SECONDS_MAX: Final = 10.0
+ERASE_SECONDS_MAX: Final = 5.0
 """A host that takes longer to let go of what is erased is killed."""
 READS_PER_PRINCIPAL: Final = 2
 
