@@ -7,7 +7,6 @@ compares.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,8 +15,9 @@ from memos_syscalls import limits
 from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemNotFound, MemStale, MemTooLarge
 
 from . import lifecycle
+from .decide import live
 from .governance import Access, text_id
-from .sources import cache_leaves, check_sources, live, member, newer_source, row_at, texts_of
+from .sources import cache_leaves, check_sources, expired_source, member, newer_source, recipe_of, row_at, texts_of
 from .state import CONTENT, Cube
 from .vault import Vault
 
@@ -48,20 +48,12 @@ def stale(cube: Cube, newer: tuple[Cube, int]) -> MemStale:
 
 def caches_of(vault: Vault, access: Access, cube: Cube, version: int) -> list[tuple[Cube, int]]:
     """The caches that a cube of the activation form stands for: itself, or the members of a composition."""
-    recipe = vault.open_private(*_found(access, cube, version)).recipe or {}
-    if recipe.get("method") != "compose":
+    if recipe_of(vault, access.view, cube, version).get("method") != "compose":
         return [(cube, version)]
     found: list[tuple[Cube, int]] = []
     for source_id, at, role in row_at(access, cube, version).lineage:
         if role == CONTENT:
             found += caches_of(vault, access, member(access, source_id, cube), at)
-    return found
-
-
-def _found(access: Access, cube: Cube, version: int) -> Any:
-    found = access.view.version(cube, version)
-    if found is None:
-        raise MemNotFound(f"cube {text_id(cube.cube_id)} has no version {version}; the newest is {cube.version}")
     return found
 
 
@@ -98,12 +90,11 @@ def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: 
     newer = None if pinned else newer_source(access, cube, version)
     if newer is not None:
         missed = stale(cube, newer)
-    elif (gone := _expired_source(access, cube, version, kernel.clock.now())) is not None:
+    elif (gone := expired_source(access, cube, version, kernel.clock.now())) is not None:
         missed = MemStale(f"cube {text_id(cube.cube_id)} was made from cube {text_id(gone.cube_id)}, which has expired")
     caches = caches_of(kernel.vault, access, cube, version)
     for one, at in caches:
-        recipe = kernel.vault.open_private(*_found(access, one, at)).recipe or {}
-        if recipe.get("tenant") != access.view.owner(one.namespace):
+        if recipe_of(kernel.vault, access.view, one, at).get("tenant") != access.view.owner(one.namespace):
             missed = MemModel(f"cache {text_id(one.cube_id)} was made for another owner", "Capture it again here.")
     if missed is None:
         return Wanted(cube, version, None, caches, None)
@@ -116,19 +107,6 @@ def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: 
         at = leaf.version if pinned else source.version
         texts += [found.text for found in texts_of(kernel.vault, access, source, at, current=False).leaves]
     return Wanted(cube, version, texts, [], missed)
-
-
-def _expired_source(access: Access, cube: Cube, version: int, now: int) -> Cube | None:
-    """A memory of which a cache still tells, though its life is over."""
-    for source_id, at, role in row_at(access, cube, version).lineage:
-        source = access.view.cube(source_id)
-        if role != CONTENT or source is None:
-            continue
-        if lifecycle.effective(source.state, source.expires_at, now) == lifecycle.EXPIRED:
-            return source
-        if source.form != "plaintext" and (deeper := _expired_source(access, source, at, now)) is not None:
-            return deeper
-    return None
 
 
 def payload_bytes(access: Access, caches: list[tuple[Cube, int]]) -> int:
@@ -144,9 +122,9 @@ async def cache_part(
     """What the host needs of one cache. A descriptor of its payload is added to `held`, whose owner closes it, unless the
     host has the payload and did not say that it is `missing`; when loading it would take longer than making it, its texts
     alone are sent. Where the payload itself is `needed`, its descriptor is always there."""
-    row, private = _found(access, cube, version)
-    recipe = kernel.vault.open_private(row, private).recipe or {}
-    texts = [leaf.text for leaf in await asyncio.to_thread(cache_leaves, kernel.vault, access, cube, version)]
+    row, recipe = row_at(access, cube, version), recipe_of(kernel.vault, access.view, cube, version)
+    leaves = await kernel.runtime.in_thread(access.caller.principal, cache_leaves, kernel.vault, access, cube, version)
+    texts = [leaf.text for leaf in leaves]
     part: dict[str, Any] = {
         "kind": "kv", "key": row.payload_id, "fd": None, "texts": texts, "cube": text_id(cube.cube_id),
     }  # fmt: skip

@@ -160,10 +160,15 @@ def decide_alloc_many(tables: Tables, call: Call) -> Decision:
 def live_cube(access: Access, text: str, now: int, action: str = "use") -> Cube:
     """A cube that the caller may use as a source now: neither expired nor shredded."""
     cube = access.cube(text)
+    live(cube, now, action)
+    return cube
+
+
+def live(cube: Cube, now: int, action: str = "use") -> None:
+    """Refuse a cube that has expired or was erased."""
     state = lifecycle.effective(cube.state, cube.expires_at, now)
     if state in (lifecycle.EXPIRED, lifecycle.SHREDDED):
-        raise lifecycle.refusal(text, state, action)
-    return cube
+        raise lifecycle.refusal(text_id(cube.cube_id), state, action)
 
 
 def checked(access: Access, call: Call, action: str) -> tuple[Cube, str]:

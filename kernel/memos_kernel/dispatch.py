@@ -257,8 +257,8 @@ class Kernel(Commits):
             standby = self.succession is not None and self.succession.standby
             why = "this kernel is a standby" if standby else "this kernel was started read-only"
             raise MemReadOnly(self.closed or why)
-        if self.disk_full and write.turn.syscall.name not in ("mem_free", "mem_shred"):
-            raise MemNoSpace("the disk that holds the data directory is nearly full")
+        if write.turn.syscall.name not in ("mem_free", "mem_shred"):
+            self._refuse_when_full()
         if (launch := self.job_of(write.request)) is not None:
             self._begin_job(write, lambda: launch(self, write))
             return
@@ -267,6 +267,10 @@ class Kernel(Commits):
             self.large_writes.submit(write.turn, lambda: self._write_large(write))
             return
         self._wait_in_line(write)
+
+    def _refuse_when_full(self) -> None:
+        if self.disk_full:
+            raise MemNoSpace("the disk that holds the data directory is nearly full")
 
     def _begin_job(self, write: Write, launch: Callable[[], None]) -> None:
         """A job reads before it writes, and may answer from what it read: it sees what its connection wrote before, and
@@ -460,8 +464,7 @@ class Kernel(Commits):
         answer: asyncio.Future[dict[str, Any]] = write.turn.peer.answer  # type: ignore[attr-defined]
         if self.stopped is not None or self.read_only:
             raise MemAgain(self.stopped or "this kernel writes no more")
-        if self.disk_full:
-            raise MemNoSpace("the disk that holds the data directory is nearly full")
+        self._refuse_when_full()
         write.args_hash()  # of the call's arguments alone: who repeats it has no content
         if crypto.is_chunked(len(content)):
             write.contents = [content]

@@ -72,21 +72,23 @@ def is_renewable(view: View, version: Version) -> bool:
 
 def has_expired(view: View, version: Version, now: int) -> bool:
     """Whether the life of a `content` source is over."""
-    return any(
-        role == CONTENT and lifecycle.effective(source.state, source.expires_at, now) == lifecycle.EXPIRED
-        for source, _at, role in _sources(view, version)
-    )
+    return any(role == CONTENT and over(source, now) for source, _at, role in sources(view, version))
+
+
+def over(cube: Cube, now: int) -> bool:
+    """Whether a cube's life has run out."""
+    return lifecycle.effective(cube.state, cube.expires_at, now) == lifecycle.EXPIRED
 
 
 def _has_newer(view: View, version: Version, wanted: int) -> bool:
     """Whether a source of one role has a newer version than the one that was read."""
-    return any(role == wanted and source.version > at for source, at, role in _sources(view, version))
+    return any(role == wanted and source.version > at for source, at, role in sources(view, version))
 
 
-def _sources(view: View, version: Version) -> Iterator[tuple[Cube, int, int]]:
+def sources(view: View, version: Version) -> Iterator[tuple[Cube, int, int]]:
     """What was read, directly or through caches: what those were made from may have changed though they did not. Each source
-    comes once, however many ways lead to it."""
-    queue, seen = list(version.lineage), set(map(tuple, version.lineage))
+    comes once, however many ways lead to it; what a cache was made from comes right behind it."""
+    queue, seen = version.lineage[::-1], set(map(tuple, version.lineage))
     while queue:
         source, at, role = queue.pop()
         cube = view.cube(source)
@@ -95,5 +97,5 @@ def _sources(view: View, version: Version) -> Iterator[tuple[Cube, int, int]]:
         yield cube, at, role
         through = cube.form != "plaintext" and role == CONTENT
         if through and (found := view.version(cube, at)) is not None:
-            queue += [one for one in found[0].lineage if tuple(one) not in seen]
+            queue += [one for one in reversed(found[0].lineage) if tuple(one) not in seen]
             seen.update(map(tuple, found[0].lineage))

@@ -23,20 +23,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memos_drivers import tensors
 from memos_drivers.host.client import Answer
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
 from memos_syscalls import messages as m
-from memos_syscalls.errors import MemAgain, MemConflict, MemError, MemInvalid, MemIO, MemModel, MemNoSpace, MemTooLarge
+from memos_syscalls.errors import MemAgain, MemConflict, MemError, MemInvalid, MemIO, MemModel, MemTooLarge
 
 from . import crypto, lifecycle
+from .decide import live, live_cube
 from .decide_migrate import Product
 from .events import pack
 from .fds import is_sealed
 from .governance import Access, raw_id, text_id
 from .jobs import Job, Own, Work, still_there
-from .sources import Texts, live, newer_source, texts_of
+from .mapping import read_layout
+from .sources import Texts, newer_source, recipe_of, row_at, texts_of
 from .state import CONTENT, CONTEXT, Cube, Version, View
 from .stats import Histogram
 from .turn import Turn
@@ -153,8 +154,7 @@ def _plan(kernel: Kernel, view: View, request: Any, caller: Any, params: Params)
     found: list[Texts] = []
     size = 0
     for text in named:
-        cube = access.cube(text)
-        live(cube, now)
+        cube = live_cube(access, text, now)
         if cube.form not in DRIVER.captures:
             raise MemInvalid(
                 f"cube {text} is {cube.form}: only text can be captured", 'Fuse caches with mem_fuse(strategy="kv").'
@@ -346,8 +346,6 @@ async def _commit(
     fd = answer.fds[0]
     content = await asyncio.to_thread(payload, fd)
     job.report(0.95, "storing the cache")
-    if kernel.disk_full:
-        raise MemNoSpace("the disk that holds the data directory is nearly full")
     peer = Own(write.turn.peer.caller)
     own = Write(Turn(peer, 0, write.turn.syscall, Histogram()), write.request, write.args)
     own.product, own.mac = product, write.mac
@@ -369,7 +367,7 @@ def payload(fd: int) -> memoryview:
         raise MemIO(f"the driver host sent a payload of {size} bytes that cannot be kept")
     content = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ))
     try:
-        tensors.parse(content, size)
+        read_layout(fd, size)
     except MemInvalid as error:
         raise MemIO(f"the driver host sent a payload that is none: {error.detail}") from error
     return content
@@ -404,7 +402,7 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
     members = [member for cube in cubes for member in caches_of(kernel.vault, access, cube, cube.version)]
     job.reads = {cube.cube_id for cube, _at in members} | {cube.cube_id for cube in cubes}
     still_there(kernel, job.reads)
-    recipes = [kernel.vault.open_private(*_row(view, cube, at)).recipe or {} for cube, at in members]
+    recipes = [recipe_of(kernel.vault, view, cube, at) for cube, at in members]
     depth = 1 + max(int(recipe.get("depth", 0)) for recipe in recipes)
     if depth > limits.COMPOSED_DEPTH_MAX:
         raise MemTooLarge(f"the cache would be fused {depth} times over; the limit is {limits.COMPOSED_DEPTH_MAX}")
@@ -448,25 +446,17 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
         close(answer)
 
 
-def _row(view: View, cube: Cube, version: int) -> tuple[Version, bytes]:
-    found = view.version(cube, version)
-    if found is None:
-        raise MemInvalid(f"cube {text_id(cube.cube_id)} has no version {version}")
-    return found
-
-
 async def _move(kernel: Kernel, write: Write, job: Job) -> dict[str, Any]:
     """Bring a payload into a tier, or let it go to the disk, where it always is."""
     from .attach import cache_part
 
     request, caller = write.request, write.turn.peer.caller
     access = Access(kernel.frozen_view(), caller)
-    cube = access.cube(request.cube_id)
-    live(cube, kernel.clock.now())
+    cube = live_cube(access, request.cube_id, kernel.clock.now())
     if cube.form == "plaintext":
         raise MemInvalid(f"cube {request.cube_id} is plaintext: its payload has no tiers", "Migrate it to activation first.")
-    row, private = _row(access.view, cube, cube.version)
-    if (kernel.vault.open_private(row, private).recipe or {}).get("method") == "compose":
+    row, recipe = row_at(access, cube, cube.version), recipe_of(kernel.vault, access.view, cube, cube.version)
+    if recipe.get("method") == "compose":
         raise MemInvalid(f"cube {request.cube_id} refers to caches and holds none", "Move its members.")
     job.reads = {cube.cube_id}
     began = time.monotonic()
@@ -478,7 +468,6 @@ async def _move(kernel: Kernel, write: Write, job: Job) -> dict[str, Any]:
         else:
             part = await cache_part(kernel, access, cube, cube.version, held, needed=True)
             if request.tier == "device":
-                recipe = kernel.vault.open_private(*_row(access.view, cube, cube.version)).recipe or {}
                 asked = {"model": recipe.get("model_name"), "parts": [part]}
                 await kernel.runtime.host.run("load", asked, held, who=caller.principal, on_progress=job.report)
             else:

@@ -23,6 +23,7 @@ from .governance import Caller, text_id
 from .header import is_renewable, is_stale
 from .jobs import Own
 from .migrate import capture_job
+from .sources import recipe_of
 from .state import Cube
 from .stats import Histogram
 from .turn import Turn
@@ -110,9 +111,7 @@ class Renewals:
         view = self._kernel.view
         cube = view.cube(cube_id)
         assert cube is not None, "it was there a moment ago"
-        found = view.version(cube, cube.version)
-        assert found is not None, "a cube has its newest version"
-        recipe = self._kernel.vault.open_private(*found).recipe or {}
+        recipe = recipe_of(self._kernel.vault, view, cube, cube.version)
         given: dict[str, Any] = {name: recipe[name] for name in ("system", "stored") if recipe.get(name) is not None}
         args = {
             "cube_ids": recipe["asked"], "to": "activation", "model": recipe["model_name"], "namespace": cube.namespace,

@@ -6,15 +6,15 @@ Pure but for decryption: everything is read through the view and the vault that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memos_syscalls import limits
 from memos_syscalls.errors import MemInvalid, MemStale, MemTooLarge
 
-from . import lifecycle
 from .events import Damaged
 from .governance import Access, hidden, text_id
-from .state import CONTENT, Cube, Version
+from .header import over, sources
+from .state import CONTENT, Cube, Version, View
 from .vault import Opened, Vault
 
 
@@ -44,18 +44,21 @@ def opened_at(vault: Vault, access: Access, cube: Cube, version: int) -> Opened:
     return opened
 
 
-def row_at(access: Access, cube: Cube, version: int) -> Version:
-    found = access.view.version(cube, version)
+def found_at(view: View, cube: Cube, version: int) -> tuple[Version, bytes]:
+    """A version that a cube has, with its private part, sealed."""
+    found = view.version(cube, version)
     if found is None:
         raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
-    return found[0]
+    return found
 
 
-def live(cube: Cube, now: int, action: str = "use") -> None:
-    """Refuse a cube that has expired or was erased."""
-    state = lifecycle.effective(cube.state, cube.expires_at, now)
-    if state in (lifecycle.EXPIRED, lifecycle.SHREDDED):
-        raise lifecycle.refusal(text_id(cube.cube_id), state, action)
+def row_at(access: Access, cube: Cube, version: int) -> Version:
+    return found_at(access.view, cube, version)[0]
+
+
+def recipe_of(vault: Vault, view: View, cube: Cube, version: int) -> dict[str, Any]:
+    """How a version was made; empty for one that nobody derived."""
+    return vault.open_private(*found_at(view, cube, version)).recipe or {}
 
 
 def member(access: Access, source_id: bytes, of: Cube) -> Cube:
@@ -111,37 +114,29 @@ def texts_of(vault: Vault, access: Access, cube: Cube, version: int, *, current:
 
 def cache_leaves(vault: Vault, access: Access, cube: Cube, version: int) -> list[Leaf]:
     """The texts that a KV cache holds, in order: those of its own sources, or of the caches that were fused into it."""
-    opened_recipe = vault.open_private(*_found(access, cube, version)).recipe or {}
+    recipe = recipe_of(vault, access.view, cube, version)
     row = row_at(access, cube, version)
-    sources = [(source_id, at) for source_id, at, role in row.lineage if role == CONTENT]
+    read = [(source_id, at) for source_id, at, role in row.lineage if role == CONTENT]
     found: list[Leaf] = []
-    if opened_recipe.get("method") in ("compose", "fuse"):
-        for source_id, at in sources:
+    if recipe.get("method") in ("compose", "fuse"):
+        for source_id, at in read:
             found += cache_leaves(vault, access, member(access, source_id, cube), at)
         return found
-    for source_id, at in sources[: int(opened_recipe.get("leaves", 0))]:
+    for source_id, at in read[: int(recipe.get("leaves", 0))]:
         source = member(access, source_id, cube)
         opened = opened_at(vault, access, source, at)
         found.append(Leaf(source, at, opened.content.decode()))
     return found
 
 
-def _found(access: Access, cube: Cube, version: int) -> tuple[Version, bytes]:
-    found = access.view.version(cube, version)
-    if found is None:
-        raise Damaged(f"cube {cube.cube_id.hex()} has no version {version}")
-    return found
-
-
 def newer_source(access: Access, cube: Cube, version: int) -> tuple[Cube, int] | None:
     """A `content` source that has a newer version than the one that was read, directly or through other caches, and the
     version that was read; None when there is none."""
-    for source_id, at, role in row_at(access, cube, version).lineage:
-        source = access.view.cube(source_id)
-        if role != CONTENT or source is None:
-            continue
-        if source.version > at:
-            return source, at
-        if source.form != "plaintext" and (deeper := newer_source(access, source, at)) is not None:
-            return deeper
-    return None
+    found = sources(access.view, row_at(access, cube, version))
+    return next(((source, at) for source, at, role in found if role == CONTENT and source.version > at), None)
+
+
+def expired_source(access: Access, cube: Cube, version: int, now: int) -> Cube | None:
+    """A memory of which a cache still tells, though its life is over."""
+    found = sources(access.view, row_at(access, cube, version))
+    return next((source for source, _at, role in found if role == CONTENT and over(source, now)), None)

@@ -43,7 +43,7 @@ Progress = Callable[[float, str], None]
 
 
 class Part(NamedTuple):
-    """One part of M. `payload` is None for texts; `missed` says why a cache is no use."""
+    """One part of M. `payload` is None for texts, and for caches that are no use."""
 
     at: int
     ids: list[int]
@@ -123,11 +123,15 @@ class Engine:
 
     def sizes(self, system: str | None, texts: Sequence[str], stored: str | None) -> dict[str, Any]:
         """What a capture of these texts would depend on."""
+        return self._sizes(*self._tokens(system, texts), stored)
+
+    def _tokens(self, system: str | None, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """P and M of a capture."""
         prefix, ids = self.layout.prefix(system), self.memory_ids(texts)
         self._fits(len(prefix) + len(ids))
         if not ids:
             raise MemInvalid("the memory has no tokens")
-        return self._sizes(prefix, ids, stored)
+        return prefix, ids
 
     def _sizes(self, prefix: Sequence[int], ids: Sequence[int], stored: str | None) -> dict[str, Any]:
         return {
@@ -194,10 +198,10 @@ class Engine:
         self, system: str | None, texts: Sequence[str], neighbours: Sequence[str], stored: str | None, progress: Progress
     ) -> Generator[None, None, tuple[dict[str, Any], Packed]]:
         """Prefill texts and keep their slice of the cache."""
-        sizes = self.sizes(system, texts, stored)
+        prefix, ids = self._tokens(system, texts)
+        sizes = self._sizes(prefix, ids, stored)
         if sizes["stored"] not in STORED:
             raise MemInvalid(f"a cache cannot be stored as {sizes['stored']}")
-        prefix, ids = self.layout.prefix(system), self.memory_ids(texts)
         began = time.perf_counter()
         if neighbours:
             composable(self.model)
