@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from tests.inside import ADMIN, Inside
 
 from memos_drivers.host.client import Answer, Host
@@ -156,3 +157,11 @@ async def _awaited(value: Any) -> None:
             await value
     elif asyncio.iscoroutine(value):
         await value
+
+
+@pytest.fixture(scope="module")
+def sound_kernel(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Model]:
+    """A kernel for a module's tests, which must be whole after them; the module gives it its own name."""
+    with Model(tiny, tmp_path_factory.mktemp("cache")) as kernel:
+        yield kernel
+        kernel.sound()

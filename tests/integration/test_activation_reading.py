@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import lm
+from tests import activation, lm
 from tests.activation import BEES, CHESS, KETTLE, Model
 
 from memos_kernel import renewal
@@ -19,14 +17,8 @@ from memos_kernel.state import Cube, Version, View
 from memos_syscalls import limits
 
 tiny = lm.tiny
+k = activation.sound_kernel
 QUESTION = "Who keeps bees?"
-
-
-@pytest.fixture(scope="module")
-def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    with Model(tiny, tmp_path_factory.mktemp("cache")) as kernel:
-        yield kernel
-        kernel.sound()
 
 
 # -- compositions of caches ----------------------------------------------------------------------------------------------

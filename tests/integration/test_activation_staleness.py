@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import lm
+from tests import activation, lm
 from tests.activation import BEES, CHESS, KETTLE, Model
 
 from memos_kernel.clock import ManualClock
 from memos_syscalls.errors import MemError
 
 tiny = lm.tiny
+k = activation.sound_kernel
 QUESTION = "Who keeps bees?"
-
-
-@pytest.fixture(scope="module")
-def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    with Model(tiny, tmp_path_factory.mktemp("cache")) as kernel:
-        yield kernel
-        kernel.sound()
 
 
 def is_stale(k: Model, cache: Any, *, text: str) -> None:

@@ -19,29 +19,23 @@ The keys and values before the memory (of the chat template's opening) are compu
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from memos_drivers import tensors
+from memos_drivers.lm import payload
 from memos_drivers.lm.fingerprint import adapters, fingerprint, rope_digest
-from memos_drivers.lm.past import Segment, past, segment_of, supported
+from memos_drivers.lm.past import Segment, past, segment_of, shape_of, supported
+from memos_drivers.lm.payload import Stored
 from memos_drivers.lm.tokens import Message, TokenLayout
 from memos_syscalls.errors import MemInvalid, MemModel, MemStale
 from memos_syscalls.messages import CubeHeader, MemMapReply, MemReadReply, MemStatReply
 
-FORMAT: Final = "memos.kv/1"
-DTYPES: Final = {
-    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "I64": torch.int64,
-}  # fmt: skip
-STORED: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 ROOM: Final = 256
 """Tokens of an answer that a cache has room for before it grows."""
 PREFIXES_MAX: Final = 16
@@ -58,24 +52,19 @@ class Cubes(Protocol):
     def mem_read(self, cube_id: str, *, version: int | None = None) -> MemReadReply: ...
 
 
-class _Payload(NamedTuple):
-    descriptor: dict[str, Any]
-    segment: Segment
-    prefix_ids: list[int]
-    token_ids: list[int]
-
-
 class Past:
     """A cache that fits the model. `token_ids` are those of everything that it stands for, prefix and memory."""
 
-    def __init__(self, header: CubeHeader, layout: TokenLayout, device: Any, prefix: Segment | None, payload: _Payload) -> None:
+    def __init__(
+        self, header: CubeHeader, layout: TokenLayout, device: Any, prefix: Segment | None, stored: Stored, segment: Segment
+    ) -> None:
         self.cube_id = header.cube_id
         self.version = header.version
-        self.token_ids = [*payload.prefix_ids, *payload.token_ids]
+        self.token_ids = [*stored.prefix_ids, *stored.token_ids]
         self._system: str | None = (header.recipe or {}).get("system")
         self._layout = layout
         self._device = device
-        self._segments = [*([prefix] if prefix is not None else []), payload.segment]
+        self._segments = [*([prefix] if prefix is not None else []), segment]
 
     def cache(self, room: int = ROOM) -> Cache:
         """A fresh cache of `token_ids`, with room for so many tokens more before it grows."""
@@ -122,29 +111,27 @@ def load_past(kernel: Cubes, cube: str, *, model: Any, tokenizer: Any, version: 
         raise MemStale(f"the cache of cube {cube} is older than its sources", RENEW)
     supported(model.config)
     layout = TokenLayout(tokenizer)
-    payload = _read(kernel.mem_map(cube, version=header.version))
+    stored, segment = _read(kernel.mem_map(cube, version=header.version), model)
     print_of_model = fingerprint(model, tokenizer)
     active = adapters(model)
-    _check(cube, model, payload.descriptor, print_of_model, active)
-    if payload.prefix_ids != layout.prefix((header.recipe or {}).get("system")):
+    _check(cube, model, stored.descriptor, print_of_model, active)
+    if stored.prefix_ids != layout.prefix((header.recipe or {}).get("system")):
         raise MemModel(f"the cache of cube {cube} stands behind another prefix than the chat template's", RENEW)
-    if payload.token_ids != [number for text in _texts(kernel, header) for number in layout.memory(text)]:
+    if stored.token_ids != [number for text in _texts(kernel, header) for number in layout.memory(text)]:
         raise MemModel(f"the cache of cube {cube} holds other token ids than its sources' texts have", RENEW)
-    prefix = _prefix(model, payload.prefix_ids, (print_of_model, active))
-    return Past(header, layout, next(model.parameters()).device, prefix, _fit(payload, model))
+    prefix = _prefix(model, stored.prefix_ids, (print_of_model, active))
+    return Past(header, layout, next(model.parameters()).device, prefix, stored, segment)
 
 
 def _check(cube: str, model: Any, descriptor: Mapping[str, Any], print_of_model: str, active: Sequence[str]) -> None:
     """Refuses a cache that depends on anything that is otherwise here."""
-    config = model.config.get_text_config(decoder=True)
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    layers, heads, size = shape_of(model.config)
     here: dict[str, tuple[str, Any]] = {
         "model": ("another model or tokenizer", print_of_model),
         "dtype": ("another dtype", str(next(model.parameters()).dtype).removeprefix("torch.")),
         "adapters": ("other adapters", sorted(active)),
         "rope": ("another RoPE setting", rope_digest(model)),
-        "layers": ("another number of layers", int(config.num_hidden_layers)),
+        "layers": ("another number of layers", layers),
         "kv_heads": ("another number of KV heads", heads),
         "head_dim": ("another head size", size),
     }
@@ -170,65 +157,21 @@ def _texts(kernel: Cubes, header: CubeHeader) -> list[str]:
     return texts
 
 
-def _read(reply: MemMapReply) -> _Payload:
-    """The payload in a descriptor, which is closed; its tensors lie in a private mapping of the same memory."""
+def _read(reply: MemMapReply, model: Any) -> tuple[Stored, Segment]:
+    """The payload in a descriptor, which is closed, and its keys and values, in a private mapping of the same memory. What
+    has to be dequantised goes to the model's device and dtype once."""
     try:
         # Not through the reply's layout: what is used is what these very bytes say, checked.
-        memory = mmap.mmap(reply.fd, reply.bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    except (OSError, ValueError) as error:
+        stored = payload.read(reply.fd, reply.bytes)
+        first = next(model.parameters())
+        packed = stored.descriptor["stored"] == "int8"
+        return stored, stored.segment(device=first.device, dtype=first.dtype) if packed else stored.segment()
+    except payload.NOT_A_PAYLOAD as error:
+        raise MemModel(f"the payload of cube {reply.cube_id} is no KV cache: {error!r}", RENEW) from error
+    except OSError as error:
         raise MemModel(f"the payload of cube {reply.cube_id} cannot be mapped: {error}", RENEW) from error
     finally:
         os.close(reply.fd)
-    try:
-        found = tensors.parse(memory[: _head(memory)], len(memory))
-        descriptor: dict[str, Any] = json.loads(found.metadata["memos"])
-        if descriptor["format"] != FORMAT:
-            raise ValueError(f"its format is {descriptor['format']!r}")
-        named = {info.name: _tensor(memory, info) for info in found.tensors}
-        return _payload(descriptor, named)
-    except (MemInvalid, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise MemModel(f"the payload of cube {reply.cube_id} is no KV cache: {error!r}", RENEW) from error
-
-
-def _head(memory: mmap.mmap) -> int:
-    """Bytes up to the end of the header: the rest is left where it is."""
-    return min(len(memory), 8 + min(int.from_bytes(memory[:8], "little"), tensors.HEADER_BYTES_MAX))
-
-
-def _tensor(memory: mmap.mmap, info: tensors.TensorInfo) -> torch.Tensor:
-    dtype = DTYPES[info.dtype]
-    if not info.bytes:
-        return torch.empty(info.shape, dtype=dtype)
-    return torch.frombuffer(memory, dtype=dtype, count=info.bytes // dtype.itemsize, offset=info.offset).view(info.shape)
-
-
-def _payload(descriptor: dict[str, Any], named: Mapping[str, torch.Tensor]) -> _Payload:
-    shape = tuple(int(descriptor[field]) for field in ("kv_heads", "tokens", "head_dim"))
-    stored = DTYPES[STORED[descriptor["stored"]]]
-    sides: list[tuple[torch.Tensor, ...]] = []
-    for side in ("k", "v"):
-        whole: list[torch.Tensor] = []
-        for number in range(int(descriptor["layers"])):
-            tensor = named[f"{side}.{number}"]
-            if tuple(tensor.shape) != shape or tensor.dtype != stored:
-                raise ValueError(f"{side}.{number} is {tensor.dtype} {tuple(tensor.shape)}, not {stored} {shape}")
-            if stored == torch.int8:
-                tensor = tensor.float() * named[f"{side}.{number}.scale"]
-            whole.append(tensor[None])
-        sides.append(tuple(whole))
-    prefix, ids = named["prefix_ids"].tolist(), named["token_ids"].tolist()
-    if len(prefix) != int(descriptor["start"]) or len(ids) != shape[1]:
-        raise ValueError(f"it has {len(prefix)} and {len(ids)} token ids, not {descriptor['start']} and {shape[1]}")
-    return _Payload(descriptor, Segment(sides[0], sides[1], len(prefix)), prefix, ids)
-
-
-def _fit(payload: _Payload, model: Any) -> _Payload:
-    """What was dequantised goes to the model's device and dtype once; everything else stays where it is mapped."""
-    if payload.descriptor["stored"] != "int8":
-        return payload
-    first = next(model.parameters())
-    keys, values = (tuple(one.to(first.device, first.dtype) for one in side) for side in payload.segment[:2])
-    return payload._replace(segment=Segment(keys, values, payload.segment.start))
 
 
 def _prefix(model: Any, ids: Sequence[int], state: tuple[Any, ...]) -> Segment | None:

@@ -23,10 +23,11 @@ import torch
 from memos_drivers.activation.compose import Chunk, Text, capture, compose, merge
 from memos_drivers.activation.forward import cut
 from memos_drivers.activation.forward import supported as composable
-from memos_drivers.activation.kv import FORMAT, STORED, Packed, Payload, pack
+from memos_drivers.activation.kv import Packed, Payload, pack
 from memos_drivers.lm.fingerprint import adapters, rope_digest
 from memos_drivers.lm.models import Loaded
-from memos_drivers.lm.past import Segment, past, segment_of, supported
+from memos_drivers.lm.past import Segment, past, segment_of, shape_of, supported
+from memos_drivers.lm.payload import FORMAT, STORED
 from memos_drivers.lm.sampling import Options, Sampler, Writer
 from memos_drivers.lm.tokens import TokenLayout
 from memos_syscalls.errors import MemError, MemInvalid, MemIO, MemModel, MemTooLarge
@@ -81,9 +82,7 @@ class Engine:
         self.dtype: torch.dtype = next(self.model.parameters()).dtype
         self.dtype_name = str(self.dtype).removeprefix("torch.")
         self.rope = rope_digest(self.model)
-        self.layers = int(config.num_hidden_layers)
-        self.kv_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.layers, self.kv_heads, self.head_dim = shape_of(config)
         self.context = int(config.max_position_embeddings)
         self._ends = self._end_tokens()
         self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], Segment] = OrderedDict()

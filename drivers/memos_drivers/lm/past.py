@@ -276,3 +276,11 @@ def supported(config: Any) -> None:
             f"the model ({getattr(text, 'model_type', 'unknown')}) {what}; its KV caches cannot be stored",
             "Attach the memories as plaintext, or use a model with full attention in every layer.",
         )
+
+
+def shape_of(config: Any) -> tuple[int, int, int]:
+    """Layers, KV heads and head size of a model's cache."""
+    text = config.get_text_config(decoder=True)
+    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    return int(text.num_hidden_layers), heads, size
