@@ -8,7 +8,12 @@ from .base import Driver
 from .plaintext.fuse_text import STRATEGIES
 from .plaintext.index import PlaintextIndex
 
+MERGES: Final = ("linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+"""How adapters are merged, as peft names it."""
 TABLE: Final[dict[str, Driver]] = {
-    "plaintext": Driver("plaintext", STRATEGIES, frozenset(STRATEGIES), PlaintextIndex),
+    "plaintext": Driver(
+        "plaintext", STRATEGIES, frozenset(STRATEGIES), PlaintextIndex, captures={"parametric": "verbalise"}
+    ),
     "activation": Driver("activation", captures={"plaintext": "capture"}, fuses={"kv": "fuse"}),
+    "parametric": Driver("parametric", captures={"plaintext": "distil"}, fuses=dict.fromkeys(MERGES, "merge")),
 }

@@ -91,6 +91,8 @@ def answer(
         reply["sources"] = [{"cube_id": text_id(source), "version": version} for source, version in merged]
     if call == "mem_unfuse":
         reply["restored"] = [text_id(source) for source in event.fields[2]]
+    if call == "mem_migrate" and event.name == ev.ALLOCATED and event.fields[2] == "plaintext":
+        reply["cube_ids"] = [text_id(one.fields[0]) for one in record.events]
     return reply
 
 
@@ -148,8 +150,11 @@ def names_target(record: Record, args: dict[str, Any]) -> bool:
             merged = next((e.fields[1] for e in record.events if e.name == ev.MERGED), None)
             sources = event.fields[6] if merged is None else merged
             cube_ids: list[str] | None = args.get("cube_ids")
-            if cube_ids is not None and [source[0] for source in sources] != [raw_id(text) for text in cube_ids]:
-                return False
+            if cube_ids is not None:
+                named, made = [raw_id(text) for text in cube_ids], [source[0] for source in sources]
+                # Of what was trained anew on the texts behind them, adapters alone are merged.
+                if made != named and not (event.fields[2] == "parametric" and set(made) <= set(named)):
+                    return False
             return _names_alloc(record, event, args)
         case ev.WRITTEN:
             ttl_s = args.get("ttl_s")

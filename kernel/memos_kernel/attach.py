@@ -1,18 +1,20 @@
 """What a model call reads of the cubes it names: texts to prefill, and payloads of KV caches to continue from.
 
-A *part* is what the driver host gets of one cube: `{kind: "text", texts, how}` or `{kind: "kv", key, fd, texts}`, where
+A *part* is what the driver host gets of one cube: `{kind: "text", texts, how}`, `{kind: "kv", key, fd, texts}`, where
 `fd` is a place among the call's descriptors, and `texts` are what the cache was made from: the host tokenises them again and
-compares.
+compares; or `{kind: "adapter", key, fd, weight}`. An adapter whose subjects the messages do not name is not loaded at all.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from memos_drivers.parametric.gate import Gate
 from memos_drivers.tiers import worth_loading
 from memos_syscalls import limits
-from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemNotFound, MemStale, MemTooLarge
+from memos_syscalls.errors import MemAgain, MemError, MemInvalid, MemModel, MemNotFound, MemStale, MemTooLarge
 
 from . import lifecycle
 from .decide import live
@@ -35,14 +37,18 @@ class Wanted(NamedTuple):
     caches: list[tuple[Cube, int]]
     missed: MemError | None
     """Why its caches are no use."""
+    weight: float | None = None
+    """Of an adapter: how much of it; 0 when the messages name none of its subjects. None for what is no adapter."""
 
 
-def stale(cube: Cube, newer: tuple[Cube, int]) -> MemStale:
+def stale(
+    cube: Cube, newer: tuple[Cube, int], advice: str = 'Migrate the source again, or pass on_miss="recompute".'
+) -> MemStale:
     source, at = newer
     return MemStale(
         f"cube {text_id(cube.cube_id)} was made from version {at} of cube {text_id(source.cube_id)}, "
         f"which is at version {source.version}",
-        'Migrate the source again, or pass on_miss="recompute".',
+        advice,
     )
 
 
@@ -57,19 +63,22 @@ def caches_of(vault: Vault, access: Access, cube: Cube, version: int) -> list[tu
     return found
 
 
-def wanted(kernel: Kernel, access: Access, named: list[Any], *, recompute: bool) -> list[Wanted]:
-    """The cubes that a call names, opened. For a thread."""
+def wanted(kernel: Kernel, access: Access, request: Any, prompt: str) -> list[Wanted]:
+    """The cubes that a call names, opened. `prompt` is all that the messages say. For a thread."""
     now = kernel.clock.now()
+    recompute = request.on_miss == "recompute"
     result: list[Wanted] = []
     size = 0
-    for one in named:
-        text, at = (one, None) if isinstance(one, str) else (one.cube_id, one.version)
+    for one in request.cubes:
+        text, at, weight = (one, None, None) if isinstance(one, str) else (one.cube_id, one.version, one.weight)
         cube = access.cube(text)
         if at is None or cube.state == lifecycle.SHREDDED:
             live(cube, now)
         version = cube.version if at is None else at
         if version > cube.version:
             raise MemNotFound(f"cube {text} has no version {version}; the newest is {cube.version}")
+        if weight is not None and cube.form != "parametric":
+            raise MemInvalid(f"cube {text} is {cube.form}; only an adapter has a weight")
         if cube.form == "plaintext":
             texts = texts_of(kernel.vault, access, cube, version, current=False)
             size += texts.bytes
@@ -79,8 +88,45 @@ def wanted(kernel: Kernel, access: Access, named: list[Any], *, recompute: bool)
         elif cube.form == "activation":
             result.append(_cache(kernel, access, cube, version, pinned=at is not None, recompute=recompute))
         else:
-            raise MemInvalid(f"cube {text} is {cube.form}; a prompt takes plaintext and activation")
-    return result
+            found = _adapter(kernel, access, cube, version, request, pinned=at is not None)
+            if found.weight is not None:
+                acts = request.gate == "always" or _acts(kernel, access, cube, version, prompt)
+                found = found._replace(weight=(1.0 if weight is None else weight) if acts else 0.0)
+            result.append(found)
+    weights = iter(capped([one.weight for one in result if one.weight]))
+    return [one._replace(weight=next(weights)) if one.weight else one for one in result]
+
+
+def capped(weights: list[float]) -> list[float]:
+    """Weights of the adapters that act together, in any order: scaled down when they add up to too much."""
+    if len(weights) > limits.ADAPTERS_PER_CALL_MAX:
+        raise MemTooLarge(f"{len(weights)} adapters would act; the limit is {limits.ADAPTERS_PER_CALL_MAX}", "Fuse some.")
+    whole = math.fsum(weights)
+    return [weight * min(1.0, limits.ADAPTER_WEIGHT_MAX / whole) for weight in weights] if weights else []
+
+
+def _adapter(kernel: Kernel, access: Access, cube: Cube, version: int, request: Any, *, pinned: bool) -> Wanted:
+    """An adapter, or the texts that it was made from when its sources have changed and the call wants those instead."""
+    check_sources(access, cube, version)
+    if row_at(access, cube, version).payload_bytes == 0:
+        raise MemAgain(f"cube {text_id(cube.cube_id)} is still being trained", "Wait for its job, then ask again.")
+    missed: MemError | None = None
+    newer = None if pinned else newer_source(access, cube, version)
+    if newer is not None:
+        missed = stale(cube, newer, 'Migrate the sources again, or pass allow_stale=True or on_miss="recompute".')
+    elif (gone := expired_source(access, cube, version, kernel.clock.now())) is not None:
+        missed = MemStale(f"cube {text_id(cube.cube_id)} was made from cube {text_id(gone.cube_id)}, which has expired")
+    if missed is None or request.allow_stale:
+        return Wanted(cube, version, None, [], None, 1.0)
+    if request.on_miss != "recompute":
+        raise missed
+    return Wanted(cube, version, _present_texts(kernel, access, cube, version, pinned=pinned), [], missed)
+
+
+def _acts(kernel: Kernel, access: Access, cube: Cube, version: int, prompt: str) -> bool:
+    """Whether the messages name what an adapter was made of; one of unknown subjects always acts."""
+    subjects = recipe_of(kernel.vault, access.view, cube, version).get("subjects") or []
+    return not subjects or Gate(subjects).names(prompt)
 
 
 def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: bool, recompute: bool) -> Wanted:
@@ -100,13 +146,18 @@ def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: 
         return Wanted(cube, version, None, caches, None)
     if not recompute:
         raise missed
+    return Wanted(cube, version, _present_texts(kernel, access, cube, version, pinned=pinned), [], missed)
+
+
+def _present_texts(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: bool) -> list[str]:
+    """What a derived cube was made from, as it is now, or as it was when the call names a version."""
     texts: list[str] = []
     for leaf in cache_leaves(kernel.vault, access, cube, version):
         source = leaf.cube
         live(source, kernel.clock.now())
         at = leaf.version if pinned else source.version
         texts += [found.text for found in texts_of(kernel.vault, access, source, at, current=False).leaves]
-    return Wanted(cube, version, texts, [], missed)
+    return texts
 
 
 def payload_bytes(access: Access, caches: list[tuple[Cube, int]]) -> int:
@@ -136,4 +187,19 @@ async def cache_part(
     payload = await kernel.hosttier.load(cube, row)
     part["fd"] = len(held)
     held.append(os.dup(payload.fd))
+    return part
+
+
+async def adapter_part(
+    kernel: Kernel, access: Access, one: Wanted, held: list[int], *, missing: bool = False
+) -> dict[str, Any]:
+    """What the host needs of one adapter; its descriptor as in `cache_part`."""
+    row = row_at(access, one.cube, one.version)
+    part: dict[str, Any] = {
+        "kind": "adapter", "key": row.payload_id, "fd": None, "weight": one.weight, "cube": text_id(one.cube.cube_id),
+    }  # fmt: skip
+    if row.payload_id not in kernel.runtime.resident or missing:
+        payload = await kernel.hosttier.load(one.cube, row)
+        part["fd"] = len(held)
+        held.append(os.dup(payload.fd))
     return part

@@ -41,6 +41,7 @@ from .turn import Turn
 from .vault import Vault
 
 if TYPE_CHECKING:
+    from .evolve import Evolution
     from .runtime import Runtime
     from .succession import Succession
 
@@ -121,6 +122,8 @@ class Commits:
         self.tasks: set[asyncio.Task[None]] = set()
         self.runtime: Runtime
         """What runs models; given by who assembles the kernel."""
+        self.evolution: Evolution
+        """Adapters that follow their sources; given like it."""
         self.loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
         self._under_way: list[Entry] = []
@@ -383,6 +386,7 @@ class Commits:
                 turn.answer(answers.answer(self.view, record, entry.sealed.hash, self.keys))
             self.effects.committed(record, entry.decision)
             self.hosttier.committed(record)
+            self.evolution.committed(record)
         if checkpoint is not None:
             newest = checkpoint
             self.in_thread(lambda: self.vault.keystore.update(checkpoint=newest), self._key_store_written)
@@ -458,6 +462,8 @@ class Commits:
                 return
             if entry.turn is not None:
                 reply[0]["report"]["maps"] = self.maps.of_shred(record.seq)
+                self.evolution.fill(record)
+                self.evolution.name_jobs(reply[0]["report"])
                 entry.turn.answer(reply[0])
             for waiting in self.carrying.pop(record.seq):
                 waiting()

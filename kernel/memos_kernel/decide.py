@@ -134,9 +134,13 @@ def new_cube(
 def _alloc(access: Access, call: Call, item: Any, content: bytes) -> Draft:
     access.target(item.namespace)
     parents = [live_cube(access, text, call.now) for text in item.parents or []]
+    private = _private_of(item, call, encoding_of(item))
+    if item.form != "plaintext":
+        # A job checked the tensors, and put them as they are kept.
+        private = private._replace(encoding="bytes", origin=item.origin or "import", recipe=call.product.recipe)
     return new_cube(
-        call, item.namespace, content, _private_of(item, call, encoding_of(item)),
-        expires_at=expires(call.now, item.ttl_s), lineage=[(p.cube_id, p.version, CONTENT) for p in parents],
+        call, item.namespace, content, private, expires_at=expires(call.now, item.ttl_s),
+        lineage=[(p.cube_id, p.version, CONTENT) for p in parents], form=item.form,
     )[1]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ committed (`ECONFLICT`), and when one was erased, what was made of it must not c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from memos_syscalls.errors import MemConflict, MemNotFound, MemShredded
@@ -32,12 +33,28 @@ class Product(NamedTuple):
     """The cube that gets a new version; None to make one."""
     target_version: int
     """Its version when the job began."""
-    merged: list[bytes]
-    """Sources that become `merged`."""
+    merged: list[tuple[bytes, int]]
+    """Cubes that become `merged`, with the versions that were read: sources, or what was made from the same sources."""
 
 
-def _check_sources(tables: Tables, access: Access, call: Call, product: Product) -> None:
-    for source_id, at, _role in product.sources:
+class Statement(NamedTuple):
+    """One text that a job wrote, but for its content."""
+
+    metadata: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+class Statements(NamedTuple):
+    """Texts that a job wrote: a cube each, all of them in one record."""
+
+    namespace: str
+    name: str | None
+    sources: list[tuple[bytes, int, int]]
+    items: list[Statement]
+
+
+def _check_sources(tables: Tables, access: Access, call: Call, sources: Iterable[tuple[bytes, int]]) -> None:
+    for source_id, at in sources:
         cube = access.view.cube(source_id)
         if cube is None or not access.sees(cube.namespace):
             raise hidden(call.caller, f"cube {text_id(source_id)}")
@@ -71,10 +88,13 @@ def _target(tables: Tables, call: Call, product: Product) -> Cube:
 
 
 def decide_product(tables: Tables, call: Call) -> Decision:
-    """Commit `call.product` with the content `call.contents[0]`."""
+    """Commit `call.product` with the content `call.contents[0]`, or with one for each of its items."""
     access, product = Access(tables, call.caller), call.product
     access.target(product.namespace)
-    _check_sources(tables, access, call, product)
+    _check_sources(tables, access, call, [(source_id, at) for source_id, at, _role in product.sources])
+    if isinstance(product, Statements):
+        return _statements(call, product)
+    _check_sources(tables, access, call, product.merged)
     private = Private(
         call.args_hash, name=product.name, origin="migration", encoding="bytes", recipe=product.recipe,
         note=call.request.actor_note,
@@ -91,10 +111,20 @@ def decide_product(tables: Tables, call: Call) -> Decision:
     )
     drafts = [draft]
     if product.merged:
-        for source_id in product.merged:
+        for source_id, _at in product.merged:
             source = tables.cube(source_id)
             if source is not None and "merge" not in lifecycle.TRANSITIONS[source.state]:
                 raise lifecycle.refusal(text_id(source_id), source.state, "merge")
-        at = {source_id: version for source_id, version, _role in product.sources}
-        drafts.append(Draft(ev.MERGED, [cube_id, [[source_id, at[source_id]] for source_id in product.merged]]))
+        drafts.append(Draft(ev.MERGED, [cube_id, [list(one) for one in product.merged]]))
+    return Decision(drafts)
+
+
+def _statements(call: Call, product: Statements) -> Decision:
+    drafts: list[Draft] = []
+    for content, item in zip(call.contents, product.items, strict=True):
+        private = Private(
+            call.args_hash, name=product.name, origin="inference", metadata=item.metadata, recipe=item.recipe,
+            note=call.request.actor_note,
+        )  # fmt: skip
+        drafts.append(new_cube(call, product.namespace, content, private, lineage=product.sources)[1])
     return Decision(drafts)

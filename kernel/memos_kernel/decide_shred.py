@@ -3,13 +3,17 @@
 A shred erases the target and every cube that read it, directly or not, in either role, also by way of a fork that
 shares its content. With `cascade="rebuild"` a cube that a deterministic recipe made (fuse, compose), and that nobody
 wrote to since, gets a successor in the same record: a new id, a new key, the recipe less the erased sources.
+
+An adapter's successor is empty: a version without content, whose recipe says `pending`, until a job has trained it on the
+texts that are left. So is that of a fusion of adapters: it is distilled from what its parents were distilled from. What was
+trained elsewhere, or holds such a part, has no texts and no successor.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from memos_drivers.plaintext.fuse_text import Source
 from memos_syscalls import limits
@@ -35,9 +39,10 @@ from .decide_shape import (
 )  # fmt: skip
 from .events import Damaged, Slot
 from .governance import Access, text_id
+from .header import over
 from .private import Private
 from .reducer import shred_targets
-from .state import Cube, Tables
+from .state import CONTENT, Cube, Tables
 
 SMALL_BYTES: Final = 1024
 """What a cube's header adds to a record, about."""
@@ -116,6 +121,8 @@ class _Rebuild:
     def successor(self, cube: Cube) -> Made | None:
         """The cube that replaces an erased one; None when its recipe cannot be repeated without what is erased, or only by
         running a model."""
+        if cube.form == "parametric":
+            return self._adapter(cube)
         if cube.form != "plaintext":
             return None
         try:
@@ -126,6 +133,55 @@ class _Rebuild:
         if recipe.get("method") == "compose":
             return self._composition(cube, private)
         return self._fusion(cube, private, recipe["strategy"]) if recipe.get("method") == "fuse" else None
+
+    def _adapter(self, cube: Cube) -> Made | None:
+        if lifecycle.effective(cube.state, cube.expires_at, self._call.now) == lifecycle.EXPIRED:
+            return None
+        try:
+            private = self._call.opener.private(cube, cube.version)
+            found = self._lesson(cube, cube.version)
+        except (MemError, Damaged):
+            return None
+        if found is None or not found[1]:
+            return None
+        old, texts = found
+        # What was trained says much of what is erased: of the old recipe nothing stays but its settings.
+        recipe = {
+            "method": "distil", "pending": True, "model_name": old.get("model_name"), "params": old.get("params") or {},
+            "on_change": old.get("on_change") or "keep", "leaves": len(texts), "asked": [text_id(source) for source in texts],
+        }  # fmt: skip
+        private = private._replace(args_hash=self._call.args_hash, note=None, recipe=recipe, embedding=None)
+        lineage = [(source, at, CONTENT) for source, at in texts.items()]
+        new_id, draft = new_cube(
+            self._call, cube.namespace, b"", private, expires_at=cube.expires_at, lineage=lineage, form=cube.form
+        )
+        return Made(new_id, draft, private, measure(private, 0), lambda: b"", SMALL_BYTES + 64 * len(texts))
+
+    def _lesson(self, cube: Cube, version: int) -> tuple[dict[str, Any], dict[bytes, int]] | None:
+        """`(recipe, texts)`: how an adapter was distilled, and what is left of the texts that it was made from, or those that
+        were fused into it; None for one that was made in another way."""
+        recipe = self._call.opener.private(cube, version).recipe or {}
+        lineage = version_of(self._tables, cube, version).lineage
+        content = [(source_id, at) for source_id, at, role in lineage if role == CONTENT]
+        texts: dict[bytes, int] = {}
+        if recipe.get("method") == "distil":
+            for source_id, at in content[: int(recipe.get("leaves", 0))]:
+                made, source = self.made.get(source_id), self._live(source_id, at)
+                if made is not None:
+                    texts[made.new_id] = 1
+                elif source is not None and not over(source, self._call.now):
+                    texts[source_id] = at
+            return recipe, texts
+        settings: dict[str, Any] | None = None
+        for source_id, at in content if recipe.get("method") == "fuse" else ():
+            parent = self._tables.cube(source_id)
+            if parent is None or parent.state == lifecycle.SHREDDED or parent in self._erasure.roots:
+                continue
+            if (found := self._lesson(parent, at)) is None:
+                return None
+            settings = settings or found[0]
+            texts.update(found[1])
+        return None if settings is None else (settings, texts)
 
     def _live(self, source_id: bytes, at: int) -> Cube | None:
         """A source that outlives the erasure, content and all."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Final
 
@@ -51,6 +51,7 @@ from .decide_shred import Decisions
 from .effects import Effects
 from .eventlog.base import EventLog, record_at
 from .events import Damaged, Record, Slot
+from .evolve import Evolution
 from .governance import raw_id
 from .jobs import Jobs
 from .longreads import LongReads
@@ -106,6 +107,7 @@ class Kernel(Commits):
         """What begins the job of a write that a driver must prepare; None for a write that is decided at once."""
         self.runtime = Runtime(Jobs(self.spawn, clock.now), host, models)
         self.renewals = Renewals(self)
+        self.evolution = Evolution(self)
         self.opener = ViewOpener(vault, self.tables)
         self.stats = {call.number: Histogram() for call in TABLE}
         self.disk_full = False
@@ -141,6 +143,7 @@ class Kernel(Commits):
         await self.drained()
         self.opened_at = self.durable.seq
         self.refill()
+        self.evolution.start()
 
     async def stop(self) -> None:
         """Finish what was accepted, sign the end of the log, and release everything."""
@@ -259,10 +262,10 @@ class Kernel(Commits):
             raise MemReadOnly(self.closed or why)
         if write.turn.syscall.name not in ("mem_free", "mem_shred"):
             self._refuse_when_full()
+        write.contents = contents_of(write.request, mapped)
         if (launch := self.job_of(write.request)) is not None:
             self._begin_job(write, lambda: launch(self, write))
             return
-        write.contents = contents_of(write.request, mapped)
         if isinstance(write.request, (m.MemAlloc, m.MemWrite)) and any(crypto.is_chunked(len(c)) for c in write.contents):
             self.large_writes.submit(write.turn, lambda: self._write_large(write))
             return
@@ -458,19 +461,28 @@ class Kernel(Commits):
 
     # -- what jobs made ----------------------------------------------------------------------------------------------
 
-    async def commit_product(self, write: Write, content: memoryview, target: Cube | None) -> dict[str, Any]:
+    async def own_write(self, write: Write) -> dict[str, Any]:
+        """Decide what the kernel writes by itself like any other write, and return its answer; raises what refuses it."""
+        answer: asyncio.Future[dict[str, Any]] = write.turn.peer.answer  # type: ignore[attr-defined]
+        if self.stopped is not None or self.read_only:
+            raise MemAgain(self.stopped or "this kernel writes no more")
+        self._guarded(write.turn, lambda: self._wait_in_line(write))
+        return await answer
+
+    async def commit_product(
+        self, write: Write, contents: Sequence[bytes | memoryview], target: Cube | None
+    ) -> dict[str, Any]:
         """Store what a job made, decide it like any other write, and return its answer; raises what refuses it. `write` has
         a peer of its own, whose answer this is. `target` is the cube that gets a new version."""
         answer: asyncio.Future[dict[str, Any]] = write.turn.peer.answer  # type: ignore[attr-defined]
         if self.stopped is not None or self.read_only:
             raise MemAgain(self.stopped or "this kernel writes no more")
         self._refuse_when_full()
-        write.args_hash()  # of the call's arguments alone: who repeats it has no content
-        if crypto.is_chunked(len(content)):
-            write.contents = [content]
+        if len(contents) == 1 and crypto.is_chunked(len(contents[0])):
+            write.contents = list(contents)
             await self._write_large(write, None if target is None else target.slot)
         else:
-            write.contents = [bytes(content)]
+            write.contents = [bytes(content) for content in contents]
             self._guarded(write.turn, lambda: self._wait_in_line(write))
         return await answer
 
@@ -591,6 +603,7 @@ class Kernel(Commits):
         reply = answers.answer(self.view, record, crypto.record_hash(prev, data), self.keys, erasure)
         if write.turn.syscall.name == "mem_shred":
             reply["report"]["maps"] = self.maps.of_shred(seq)
+            self.evolution.name_jobs(reply["report"])
         write.turn.answer(reply)
 
     def _same(self, record: Record, write: Write) -> bool:

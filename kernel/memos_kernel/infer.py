@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from memos_syscalls import limits
 from memos_syscalls.errors import MemTooLarge
 
-from .attach import Wanted, cache_part, payload_bytes, wanted
+from .attach import Wanted, adapter_part, cache_part, payload_bytes, wanted
 from .events import Slot
 from .governance import Access, text_id
 from .jobs import Job, still_there
@@ -36,8 +36,8 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
     access = Access(kernel.frozen_view(), caller)
     found: list[Wanted] = []
     if request.cubes:
-        recompute = request.on_miss == "recompute"
-        found = await kernel.runtime.in_thread(caller.principal, wanted, kernel, access, request.cubes, recompute=recompute)
+        said = "\n".join(message["content"] for message in _messages(request))
+        found = await kernel.runtime.in_thread(caller.principal, wanted, kernel, access, request, said)
     job.reads, slots = _reads(access, found)
     still_there(kernel, job.reads, slots)
     owner = next((access.view.owner(one.cube.namespace) for one in found), None)
@@ -52,7 +52,8 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
 
     if (caches := sum(len(one.caches) for one in found)) > limits.ATTACHED_CUBES_MAX:
         raise MemTooLarge(f"the cubes stand for {caches} caches; the limit is {limits.ATTACHED_CUBES_MAX}", "Fuse some.")
-    size = payload_bytes(access, [pair for one in found for pair in one.caches])
+    acting = [(one.cube, one.version) for one in found if one.weight]
+    size = payload_bytes(access, [*acting, *(pair for one in found for pair in one.caches)])
     kernel.runtime.hold(caller.principal, size)
     try:
         parts: list[dict[str, Any]] = []
@@ -62,6 +63,8 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
                 parts.append({"kind": "text", "texts": one.texts, "how": how, "at": at})
             for cube, version in one.caches:
                 parts.append({**await cache_part(kernel, access, cube, version, held), "at": at})
+            if one.weight:
+                parts.append({**await adapter_part(kernel, access, one, held), "at": at})
         asked = {
             "model": request.model, "tenant": owner or caller.principal, "messages": _messages(request), "parts": parts,
             "on_miss": request.on_miss, "recompute": request.recompute, "max_new_tokens": request.max_new_tokens,
@@ -73,7 +76,11 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
         while missing := set(answer.get("missing", ())):
             kernel.runtime.resident -= missing
             for part in parts:
-                if part["kind"] == "kv" and part["fd"] is None and part["key"] in missing:
+                if part["kind"] == "text" or part["fd"] is not None or part["key"] not in missing:
+                    continue
+                if part["kind"] == "adapter":
+                    part |= await adapter_part(kernel, access, found[part["at"]], held, missing=True)
+                else:
                     one, version = _named(found, part)
                     part |= await cache_part(kernel, access, one, version, held, missing=True)
             answer = (await host.run("infer", asked, held, who=caller.principal, on_item=on_item)).result
@@ -129,6 +136,7 @@ def _reply(turn: Turn, found: list[Wanted], answer: dict[str, Any], first_ns: li
         {
             "cube_id": text_id(one.cube.cube_id), "version": one.version, "form": one.cube.form,
             "how": _how([how for how, _tokens in hows.get(at, [])]), "tokens": sum(tokens for _how, tokens in hows.get(at, [])),
+            **({} if one.weight is None else {"how": "acted" if one.weight else "off", "weight": one.weight}),
         }
         for at, one in enumerate(found)
     ]  # fmt: skip

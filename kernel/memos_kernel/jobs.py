@@ -1,7 +1,8 @@
 """Jobs: long work that a call started, and the calls that ask about it.
 
-- A job belongs to the principal that began it; to anybody else it does not exist. It lives in this process alone: what it
-  commits is in the log, the job itself is forgotten at a stop, and the oldest that are over when there are too many.
+- A job belongs to the principal that began it, or for whom the kernel did; to anybody else it does not exist. It lives in
+  this process alone: what it commits is in the log, the job itself is forgotten at a stop, and the oldest that are over when
+  there are too many.
 - Its work runs as one task with a deadline. `commit_begins` is called before a record of it goes to the log: from then on
   it can no more be cancelled, and callers who wait for it and give up learn that the outcome is unknown.
 - A caller that waits (`follow`) takes the job with it when it goes away, unless others wait too, or the job was started
@@ -36,10 +37,12 @@ OVER: Final = frozenset(("done", "failed", "canceled"))
 class Job:
     """One piece of work, from its beginning until nobody remembers it."""
 
-    def __init__(self, kind: str, caller: Caller, now: Callable[[], int]) -> None:
+    def __init__(self, kind: str, caller: Caller, now: Callable[[], int], of: str | None = None) -> None:
         self.id = os.urandom(16).hex()
         self.kind = kind
         self.caller = caller
+        self.of = of
+        """Whom a job of the kernel's own is for: they may ask about it, and it counts against nobody."""
         self.state = "queued"
         self.progress = 0.0
         self.message = "waits for its turn"
@@ -123,12 +126,14 @@ class Jobs:
         self._now = now
         self._jobs: dict[str, Job] = {}
 
-    def launch(self, kind: str, caller: Caller, work: Work, seconds: float, *, kept: bool = True) -> Job:
+    def launch(
+        self, kind: str, caller: Caller, work: Work, seconds: float, *, kept: bool = True, of: str | None = None
+    ) -> Job:
         """Start a job; `MemBusy` when its principal has too many. One that is not `kept` is forgotten when it is over."""
         mine = sum(job.state not in OVER and job.caller.principal == caller.principal for job in self._jobs.values())
-        if mine >= limits.JOBS_PER_PRINCIPAL_MAX:
+        if mine >= limits.JOBS_PER_PRINCIPAL_MAX and of is None:
             raise MemBusy(f"{caller.principal} has {mine} jobs in progress", "Wait for one of them with job_wait.")
-        job = Job(kind, caller, self._now)
+        job = Job(kind, caller, self._now, of)
         self._jobs[job.id] = job
         self._forget_some(caller)
         job.task = self._spawn(self._run(job, work, seconds))
@@ -166,7 +171,7 @@ class Jobs:
 
     def find(self, caller: Caller, job_id: str) -> Job:
         job = self._jobs.get(job_id)
-        if job is None or not (caller.admin or job.caller.principal == caller.principal):
+        if job is None or not (caller.admin or caller.principal in (job.caller.principal, job.of)):
             raise MemNotFound(f"no job {job_id}", "Jobs are forgotten at a stop; what they committed is in the log.")
         return job
 

@@ -104,6 +104,8 @@ def apply_allocated(tables: Tables, record: Record, event: Event) -> None:
     _add_version(tables, record, event, cube_id, 1, expires_at, payload, slot, lineage, None)
     tables.put(b"l" + namespace.encode() + b"\0" + cube_id, b"")
     tables.put(b"k" + u64(slot.epoch) + u64(slot.n), cube_id)
+    if form == "parametric":
+        tables.put(b"a" + cube_id, b"")
     if expires_at is not None:
         tables.put(b"e" + u64(expires_at) + cube_id, b"")
 
@@ -205,6 +207,8 @@ def apply_forked(tables: Tables, record: Record, event: Event) -> None:
         tables.put(b"l" + copy.namespace.encode() + b"\0" + copy.cube_id, b"")
         if copy.state != lifecycle.GENERATED:
             tables.put(b"s" + copy.cube_id + u64(record.seq), copy.state.encode())
+        if copy.form == "parametric":
+            tables.put(b"a" + copy.cube_id, b"")
         if copy.forked_from:
             tables.put(b"g" + copy.forked_from[0] + copy.cube_id, b"")
         if copy.expires_at is not None:
@@ -246,6 +250,8 @@ def apply_shredded(tables: Tables, record: Record, event: Event) -> None:
     for cube in targets:
         _watch_expiry(tables, cube.cube_id, cube.expires_at, None)
         _set_state(tables, record, cube, lifecycle.SHREDDED, expires_at=None)
+        if cube.form == "parametric":
+            tables.put(b"a" + cube.cube_id, None)
     # Sources whose fused cube is gone are live again, or belong to the cube that replaces it.
     for cube in targets:
         into = replaced.get(cube.cube_id)

@@ -19,10 +19,10 @@ from memos_syscalls.table import BY_NAME
 
 from . import events as ev
 from . import lifecycle
+from .capture import capture_job
 from .governance import Caller, text_id
 from .header import is_renewable, is_stale
 from .jobs import Own
-from .migrate import capture_job
 from .sources import recipe_of
 from .state import Cube
 from .stats import Histogram
@@ -113,6 +113,7 @@ class Renewals:
         assert cube is not None, "it was there a moment ago"
         recipe = recipe_of(self._kernel.vault, view, cube, cube.version)
         given: dict[str, Any] = {name: recipe[name] for name in ("system", "stored") if recipe.get(name) is not None}
+        given["adapters"] = recipe.get("under", [])
         args = {
             "cube_ids": recipe["asked"], "to": "activation", "model": recipe["model_name"], "namespace": cube.namespace,
             "params": {**given, "neighbours": recipe["beside"]}, "actor_note": "its neighbours changed",

@@ -24,6 +24,8 @@ class Leaf(NamedTuple):
     cube: Cube
     version: int
     text: str
+    when: int = 0
+    """Event time, ns: since when it holds, or else when it was written."""
 
 
 class Texts(NamedTuple):
@@ -52,8 +54,12 @@ def found_at(view: View, cube: Cube, version: int) -> tuple[Version, bytes]:
     return found
 
 
+def row_of(view: View, cube: Cube, version: int) -> Version:
+    return found_at(view, cube, version)[0]
+
+
 def row_at(access: Access, cube: Cube, version: int) -> Version:
-    return found_at(access.view, cube, version)[0]
+    return row_of(access.view, cube, version)
 
 
 def recipe_of(vault: Vault, view: View, cube: Cube, version: int) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def texts_of(vault: Vault, access: Access, cube: Cube, version: int, *, current:
     if (opened.private.recipe or {}).get("method") != "compose":
         if opened.private.encoding != "text":
             raise MemInvalid(f"cube {text_id(cube.cube_id)} holds bytes; a model reads text")
-        return Texts([Leaf(cube, version, opened.content.decode())], [])
+        return Texts([Leaf(cube, version, opened.content.decode(), _when(opened))], [])
     leaves: list[Leaf] = []
     through = [(cube.cube_id, version)]
     for source_id, at, _role in opened.version.lineage:
@@ -125,8 +131,12 @@ def cache_leaves(vault: Vault, access: Access, cube: Cube, version: int) -> list
     for source_id, at in read[: int(recipe.get("leaves", 0))]:
         source = member(access, source_id, cube)
         opened = opened_at(vault, access, source, at)
-        found.append(Leaf(source, at, opened.content.decode()))
+        found.append(Leaf(source, at, opened.content.decode(), _when(opened)))
     return found
+
+
+def _when(opened: Opened) -> int:
+    return opened.version.time if opened.private.valid_from is None else opened.private.valid_from
 
 
 def newer_source(access: Access, cube: Cube, version: int) -> tuple[Cube, int] | None:

@@ -16,7 +16,7 @@ Keys, by first byte (rows marked * are in the digest):
 - `f` fused, source → nothing: what was merged into a fused cube
 - `e` expires_at u64, cube_id → nothing                - `k` epoch u64, n u64 → cube_id: slots that records name
 - `r` request MAC → seq u64                            - `x` seq u64 → nothing: shred records
-- `p` cube_id → nothing: cubes that are pinned
+- `p` cube_id → nothing: cubes that are pinned          - `a` cube_id → nothing: adapters that are not erased
 - `m` name → meta values (see `META_*`)
 
 The scans that operations need are the only indexes; everything else is read by key.
@@ -231,6 +231,11 @@ class View:
         """Cubes of which some version names this cube as a source."""
         for key, _value in self.scan(b"d" + source):
             yield key[17:]
+
+    def adapters(self) -> Iterator[bytes]:
+        """Ids of all cubes of the parametric form that are not erased."""
+        for key, _value in self.scan(b"a"):
+            yield key[1:]
 
     def forks(self, source: bytes) -> Iterator[bytes]:
         for key, _value in self.scan(b"g" + source):

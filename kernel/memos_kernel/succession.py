@@ -226,6 +226,7 @@ class Succession:
             raise Ended(str(error), fenced=kernel.fenced) from error
         kernel.opened_at = kernel.durable.seq
         kernel.spawn(kernel.collect(kernel.store.snapshot(PAYLOAD)))
+        kernel.evolution.start()
 
     def _try_again_if_claimed(self) -> None:
         """A claim that we gave up waiting for may count all the same. Then the one before us is gone, and nobody else comes."""

@@ -39,7 +39,8 @@ RESTORE: Final = (
 REPAIR: Final = "Run `memctl check --repair`: it makes the view again from the log."
 KINDS: Final = {
     b"c": "cube", b"v": "version", b"n": "namespace", b"l": "listing", b"s": "past state", b"d": "lineage", b"g": "fork",
-    b"f": "fusion", b"e": "expiry", b"k": "key slot", b"r": "request id", b"x": "erasure", b"p": "pin", b"m": "meta",
+    b"f": "fusion", b"e": "expiry", b"k": "key slot", b"r": "request id", b"x": "erasure", b"p": "pin", b"a": "adapter",
+    b"m": "meta",
 }  # fmt: skip
 
 

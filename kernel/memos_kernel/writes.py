@@ -40,6 +40,12 @@ class Write:
         """What a job made for this call."""
         self._hash: bytes | None = None
 
+    def made(self, turn: Turn, product: Any) -> Write:
+        """The write that records what a job made for this call: who repeats the call finds that record."""
+        own = Write(turn, self.request, self.args)
+        own.product, own.mac, own._hash = product, self.mac, self.args_hash()
+        return own
+
     def args_hash(self) -> bytes:
         """H(arguments), computed once; over large contents in a thread."""
         if self._hash is None:
@@ -131,7 +137,7 @@ def invalid(error: ValidationError) -> MemInvalid:
 
 def contents_are_text(item: Any) -> bool:
     """Whether a descriptor is said to hold text."""
-    return item.fd is not None and (item.encoding or "text") == "text"
+    return item.fd is not None and (item.encoding or "text") == "text" and getattr(item, "form", "plaintext") == "plaintext"
 
 
 def check_text(content: bytes | memoryview) -> None:

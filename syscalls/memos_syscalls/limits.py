@@ -109,7 +109,18 @@ NEW_TOKENS_MAX: Final = 32_768
 RECOMPUTE_PERCENT_DEFAULT: Final = 15
 """Of the tokens of composed KV caches."""
 NEIGHBOURS_MAX: Final = 4
-JOB_DEADLINE_MS_DEFAULT: Final = 600_000
+ADAPTER_WEIGHT_MAX: Final = 4
+"""Weight of one adapter in a call, and what the weights of all of them add up to at most: what is more is scaled down."""
+ADAPTERS_PER_CALL_MAX: Final = 8
+ADAPTER_RANK_MAX: Final = 256
+ADAPTER_BYTES_MAX: Final = 512 * MIB
+"""Largest adapter of one version."""
+DISTIL_FACTS_MAX: Final = 64
+"""Facts of one adapter: more of them want several."""
+DISTIL_BYTES_MAX: Final = 256 * KIB
+"""Bytes of text that one adapter may be made from."""
+DISTIL_STEPS_MAX: Final = 2000
+JOB_DEADLINE_MS_DEFAULT: Final = 3_600_000
 """How long a call that runs a model waits when it names no deadline."""
 JOBS_KEPT_MAX: Final = 256
 """Jobs of one principal that are over and can still be asked about."""
@@ -143,3 +154,4 @@ assert WATCH_ITEMS_PER_TURN_MAX <= INFLIGHT_PER_CONNECTION_MAX
 assert TENSOR_BYTES_MAX <= MAPPED_BYTES_PER_PRINCIPAL_MAX, "one largest payload must be let in"
 assert DEADLINE_MS_DEFAULT <= JOB_DEADLINE_MS_DEFAULT <= DEADLINE_MS_MAX
 assert SEGMENT_CUBES_MAX < 2**16, "a document's place in its segment fits 16 bits"
+assert ADAPTER_BYTES_MAX <= TENSOR_BYTES_MAX

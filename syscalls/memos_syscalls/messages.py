@@ -56,6 +56,7 @@ Tag = Annotated[str, StringConstraints(min_length=1, max_length=limits.TAG_CHARS
 Tags = Annotated[list[Tag], Field(max_length=limits.TAGS_MAX)]
 Labels = Annotated[list[Tag], Field(max_length=limits.LABELS_MAX)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=limits.NAME_CHARS_MAX)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=limits.NAME_CHARS_MAX)]
 Component = Annotated[float, Field(ge=-3e38, le=3e38, allow_inf_nan=False)]
 Embedding = Annotated[list[Component], Field(min_length=1, max_length=limits.EMBEDDING_DIMS_MAX)]
 DeadlineMs = Annotated[int, Field(ge=1, le=limits.DEADLINE_MS_MAX)]
@@ -205,7 +206,9 @@ class NewCube(HeaderFields):
         None, description="Place among the frame's descriptors of a sealed memfd with larger content (the client does this)."
     )
     encoding: Literal["text", "bytes"] | None = Field(None, description="What the descriptor holds; text by default.")
-    form: Literal["plaintext"] = Field("plaintext", description="Memory form.")
+    form: Literal["plaintext", "parametric"] = Field(
+        "plaintext", description="Memory form. parametric: the content is a LoRA adapter as safetensors (memos.lora/1)."
+    )
     parents: Annotated[list[CubeId], Field(max_length=limits.PARENTS_MAX)] | None = Field(
         None, description="Cubes that this one was made from; erasing one of them erases this too."
     )
@@ -218,13 +221,33 @@ class NewCube(HeaderFields):
 
 
 class MemAlloc(NewCube, Mutation):
-    """Make a cube."""
+    """Make a cube. An adapter is checked against the model that it is for before it is kept."""
+
+    model: ModelName | None = Field(
+        None, description="With form parametric: which of the kernel's models the adapter is for; the first one if absent."
+    )
+
+    @model_validator(mode="after")
+    def _tensors(self) -> MemAlloc:
+        if self.form == "plaintext" and self.model is not None:
+            raise ValueError("model goes with form parametric")
+        if self.form == "parametric" and (isinstance(self.content, str) or self.encoding == "text"):
+            raise ValueError("an adapter is bytes: give content as bytes, or fd with encoding bytes")
+        if self.form == "parametric" and self.embedding is not None:
+            raise ValueError("an adapter has no embedding")
+        return self
 
 
 class MemAllocMany(Mutation):
     """Make many cubes in one record: all or nothing."""
 
     items: Annotated[list[NewCube], Field(min_length=1, max_length=limits.ALLOC_MANY_ITEMS_MAX)]
+
+    @model_validator(mode="after")
+    def _texts(self) -> MemAllocMany:
+        if any(item.form != "plaintext" for item in self.items):
+            raise ValueError("adapters are made one by one, with mem_alloc")
+        return self
 
 
 class AllocatedItem(Reply):
@@ -398,9 +421,30 @@ class MemDiff(Request):
     b: VersionNo
 
 
+class ModuleDiff(Reply):
+    """How far one module of an adapter moved; Frobenius norms of the weight deltas."""
+
+    module: str = Field(description="Path of the module in the model.")
+    a: float = Field(description="Norm in version a; 0 where it has no such module.")
+    b: float = Field(description="Norm in version b.")
+    difference: float = Field(description="Norm of the difference.")
+
+
+class ProbeDiff(Reply):
+    """What the model answers to one probe under either version."""
+
+    prompt: str = Field(description="The probe.")
+    a: str = Field(description="Answer under version a.")
+    b: str = Field(description="Answer under version b.")
+
+
 class MemDiffReply(Reply):
-    diff: str = Field(description="Unified diff of the contents; empty when equal.")
+    diff: str = Field(description="Unified diff of the contents; empty when equal. Of adapters: lines for modules and answers.")
     header: dict[str, Any] = Field(description="Changed header fields: name → [old, new].")
+    modules: list[ModuleDiff] = Field(default_factory=list[ModuleDiff], description="Of adapters: each module that differs.")
+    probes: list[ProbeDiff] = Field(
+        default_factory=list[ProbeDiff], description="Of adapters: their probes that are answered otherwise."
+    )
 
 
 class MemRollback(CubeMutation):
@@ -431,17 +475,27 @@ class MemCompose(Mutation):
     name: Name | None = None
 
 
+FuseStrategy = Literal[
+    "dedupe", "merge", "timeline", "kv",
+    "linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "distil",
+]  # fmt: skip
+
+
 class MemFuse(Mutation):
     """Fuse cubes into one; the sources become `merged` and stay readable."""
 
     cube_ids: Annotated[list[CubeId], Field(min_length=1, max_length=limits.FUSE_SOURCES_MAX)]
-    strategy: Literal["dedupe", "merge", "timeline", "kv"] = Field(
+    strategy: FuseStrategy = Field(
         description="dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time; "
-        "kv: KV caches into one, keys rotated to their new places and a share of the tokens computed again."
+        "kv: KV caches into one, keys rotated to their new places and a share of the tokens computed again; "
+        "linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune: adapters into one, as peft merges them; "
+        "distil: adapters and texts into one adapter, trained anew on all their texts."
     )
     namespace: Namespace | None = Field(None, description="Where the fused cube lives; the first source's namespace if absent.")
     params: dict[str, Any] | None = Field(
-        None, description="name: name of the fused cube; with kv also recompute: share of tokens, 0 to 1."
+        None,
+        description="name: name of the fused cube; with kv also recompute: share of tokens, 0 to 1; of adapters weights: one "
+        "number each, density: share that ties, dare and prune keep, seed, rank; with distil those of mem_migrate.",
     )
 
 
@@ -531,7 +585,6 @@ class MemShredReply(Reply):
 
 
 Tier = Literal["device", "host", "disk"]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=limits.NAME_CHARS_MAX)]
 
 
 class MemMigrate(Mutation):
@@ -541,7 +594,11 @@ class MemMigrate(Mutation):
     cube_ids: Annotated[list[CubeId], Field(min_length=1, max_length=limits.ATTACHED_CUBES_MAX)] | None = Field(
         None, description="Several cubes, in the order in which the model is to read them."
     )
-    to: Literal["activation"] | None = Field(None, description="activation: prefill the text and keep the KV cache.")
+    to: Literal["activation", "parametric", "plaintext"] | None = Field(
+        None,
+        description="activation: prefill the text and keep the KV cache; parametric: distil the text into a LoRA adapter; "
+        "plaintext: ask an adapter what it knows and write it down.",
+    )
     tier: Tier | None = Field(None, description="Move a KV cache's payload: device and host are caches of what is on disk.")
     model: ModelName | None = Field(None, description="Which of the kernel's models; the first one if absent.")
     namespace: Namespace | None = Field(None, description="Where the derived cube lives; the first source's if absent.")
@@ -549,7 +606,10 @@ class MemMigrate(Mutation):
     params: dict[str, Any] | None = Field(
         None,
         description="system: system message that stands before the memory; stored: float32, float16, bfloat16 or int8; "
-        "neighbours: how many older cubes of the namespace to capture it behind (for composing), or their ids.",
+        "neighbours: how many older cubes of the namespace to capture it behind (for composing), or their ids; "
+        "adapters: under which to capture. To parametric: seed, rank, steps; min_facts, min_efficacy, min_paraphrase, "
+        "min_locality, max_kl: what it must reach; writer: model that words forms; on_change: keep, rebuild or shred when a "
+        "source changes. To plaintext: min_confidence.",
     )
     wait: bool = Field(True, description="Answer when the derived cube is there; without it, as soon as the job is accepted.")
 
@@ -570,9 +630,14 @@ class MemMigrateReply(Reply):
     offset: int | None = Field(None, description="Record that made this version; none while the job runs.")
     job_id: str | None = Field(None, description="The job; none when the answer was rebuilt from the record.")
     state: str = Field("done", description="queued, running, done, failed or canceled.")
-    reused: bool = Field(False, description="The cache of exactly these sources was there already.")
+    reused: bool = Field(False, description="What is made of exactly these sources was there already.")
+    cube_ids: list[str] = Field(default_factory=list[str], description="To plaintext: the cubes that were written.")
+    scores: dict[str, Any] = Field(default_factory=dict[str, Any], description="To parametric: what its probes said.")
+    dropped: list[dict[str, Any]] = Field(
+        default_factory=list[dict[str, Any]], description="To parametric: facts that were left out, and why."
+    )
     tier: Tier | None = Field(None, description="Where the payload was moved to.")
-    timings: dict[str, float] = Field(default_factory=dict[str, float], description="Seconds: queued, prefill, stored, whole.")
+    timings: dict[str, float] = Field(default_factory=dict[str, float], description="Seconds: queued, prefill, train, whole.")
 
 
 class MapTensor(Reply):
@@ -615,6 +680,9 @@ class Attached(Request):
 
     cube_id: CubeId = Field(description="The cube.")
     version: VersionNo | None = Field(None, description="This version; of a cache, though its sources changed since.")
+    weight: Annotated[float, Field(gt=0, le=limits.ADAPTER_WEIGHT_MAX)] | None = Field(
+        None, description="Of an adapter: how much of it; 1 if absent."
+    )
 
 
 class Message(Request):
@@ -625,7 +693,7 @@ class Message(Request):
 
 
 class MemInfer(Request):
-    """Let the model answer, with cubes attached: texts are read, KV caches are continued from."""
+    """Let the model answer, with cubes attached: texts are read, KV caches are continued from, adapters act."""
 
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=limits.PROMPT_CHARS_MAX)] | None = Field(
         None, description="What the user says."
@@ -634,11 +702,15 @@ class MemInfer(Request):
         None, description="A conversation instead of a prompt; a system message stands first."
     )
     cubes: Annotated[list[CubeId | Attached], Field(max_length=limits.ATTACHED_CUBES_MAX)] | None = Field(
-        None, description="Cubes to put before the prompt, in this order: an id, or {cube_id, version}."
+        None, description="Cubes to put before the prompt, in this order: an id, or {cube_id, version, weight}."
     )
     on_miss: Literal["refuse", "recompute"] = Field(
         "refuse", description="When a cache is stale or another model's: refuse (ESTALE, EMODEL), or prefill its sources' text."
     )
+    gate: Literal["subject", "always"] = Field(
+        "subject", description="When an adapter acts: when the messages name a subject that it was made of, or always."
+    )
+    allow_stale: bool = Field(False, description="Use an adapter though a source of it has changed since.")
     recompute: Annotated[float, Field(ge=0, le=1)] = Field(
         limits.RECOMPUTE_PERCENT_DEFAULT / 100, description="With several caches: share of their tokens to compute again."
     )
@@ -677,9 +749,11 @@ class AttachedCube(Reply):
     version: int
     form: Form
     how: str = Field(
-        description="prefilled (text), attached (a cache as it is), composed (moved), recomputed (its cache was no use)."
+        description="prefilled (text), attached (a cache as it is), composed (moved), recomputed (its cache was no use); "
+        "of an adapter: acted, or off (the messages name none of its subjects)."
     )
     tokens: int = Field(description="Tokens that it takes.")
+    weight: float | None = Field(default=None, description="Of an adapter: how much of it acted; 0 when it was off.")
 
 
 class MemInferReply(Reply):
@@ -726,7 +800,7 @@ class JobReply(Reply):
     """A job, as it stands."""
 
     job_id: str = Field(description="The job.")
-    kind: str = Field(description="capture, fuse, move or infer.")
+    kind: str = Field(description="capture, distil, fuse, move, import, verbalise, diff or infer.")
     state: Literal["queued", "running", "done", "failed", "canceled"]
     progress: float = Field(description="0 to 1.")
     message: str = Field(description="What it is doing, or why it failed.")

@@ -83,7 +83,7 @@ TABLE: Final[tuple[Syscall, ...]] = (
     Syscall(50, "mem_unfuse", m.MemUnfuse, m.MemUnfuseReply, _WRITE, 1, "unfuse $ID"),
     Syscall(51, "mem_migrate", m.MemMigrate, m.MemMigrateReply, _WRITE | _LONG | _JOB, 1, "migrate $ID --to activation"),
     Syscall(64, "mem_history", m.MemHistory, m.MemHistoryReply, _READ, 1, "history $ID"),
-    Syscall(65, "mem_diff", m.MemDiff, m.MemDiffReply, _READ, 1, "diff $ID 1 2"),
+    Syscall(65, "mem_diff", m.MemDiff, m.MemDiffReply, _READ | _LONG | _JOB, 1, "diff $ID 1 2"),
     Syscall(66, "mem_rollback", m.MemRollback, m.Mutated, _WRITE, 1, "rollback $ID 1"),
     Syscall(67, "mem_fork", m.MemFork, m.MemForkReply, _WRITE | _LONG, 1, "fork alice alice-what-if"),
     Syscall(80, "mem_freeze", m.MemFreeze, m.StateReply, _WRITE, 1, "freeze $ID"),

@@ -183,7 +183,23 @@ def test_a_principals_jobs_leave_room_for_another_and_go_in_order() -> None:
     play(scene)
 
 
-def test_background_jobs_get_steps_only_when_no_other_has_any() -> None:
+def test_a_background_job_comes_to_its_end_beside_one_that_never_does() -> None:
+    async def scene() -> None:
+        async with hosted() as host:
+            items: list[dict[str, Any]] = []
+            never = asyncio.create_task(host.run("endless", {"stream": True}, who="a", on_item=items.append))
+            await until(lambda: bool(items))
+            behind = await host.run("counted", {"name": "behind", "steps": 3}, who="b", background=True, seconds=LONG)
+            assert behind.result["asked"] == ["behind"] * 3
+            assert not never.done()
+            never.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await never
+
+    play(scene)
+
+
+def test_background_jobs_wait_while_others_have_steps() -> None:
     async def scene() -> None:
         async with hosted(active=5) as host:
             gate = asyncio.create_task(host.run("counted", {"name": "gate", "steps": 1, "wait": True}, who="a"))

@@ -33,10 +33,13 @@ REPLIES: dict[type[BaseModel], dict[str, Any]] = {
         "versions": [{"version": 1, "offset": 9, "time": 10**18, "actor": "uid:7", "syscall": "mem_alloc", "form": "plaintext",
                       "bytes": 5, "note": "why"}],
     },
-    m.MemDiffReply: {"diff": "--- 1\n+++ 2\n-a\n+b\n", "header": {"tags": [["x"], ["y"]]}},
+    m.MemDiffReply: {"diff": "--- 1\n+++ 2\n-a\n+b\n", "header": {"tags": [["x"], ["y"]]}, "modules": [
+        {"module": "model.layers.0.mlp.up_proj", "a": 1.5, "b": 2.0, "difference": 0.5}],
+        "probes": [{"prompt": "Who?", "a": "Anna", "b": "Boris"}]},
     m.MemForkReply: {"namespace": "b", "cubes": 3, "offset": 9},
     m.MemFuseReply: {"cube_id": ID, "version": 1, "offset": 9, "sources": [{"cube_id": ID, "version": 2}]},
-    m.MemMigrateReply: {"cube_id": ID, "version": 1, "offset": 9, "job_id": "j1", "timings": {"prefill": 0.5}},
+    m.MemMigrateReply: {"cube_id": ID, "version": 1, "offset": 9, "job_id": "j1", "timings": {"prefill": 0.5}, "cube_ids": [ID],
+                        "scores": {"efficacy": 1.0}, "dropped": [{"statement": "x", "why": "y"}]},
     m.MemMapReply: {
         "cube_id": ID, "version": 1, "form": "activation", "offset": 9, "bytes": 72, "fd": 0, "tier": "host",
         "layout": {
@@ -47,7 +50,8 @@ REPLIES: dict[type[BaseModel], dict[str, Any]] = {
     m.MemInferReply: {
         "text": "Hi", "model": "smollm2", "tokens_in": 30, "tokens_reused": 20, "tokens_out": 1, "finish": "stop",
         "ttft_ms": 9.5, "tokens_per_s": 0.0,
-        "attached": [{"cube_id": ID, "version": 1, "form": "activation", "how": "attached", "tokens": 10}],
+        "attached": [{"cube_id": ID, "version": 1, "form": "activation", "how": "attached", "tokens": 10},
+                     {"cube_id": ID, "version": 1, "form": "parametric", "how": "acted", "tokens": 0, "weight": 1.0}],
     },
     m.JobReply: {
         "job_id": "j1", "kind": "capture", "state": "failed", "progress": 0.5, "message": "x", "created_at": 10**18,

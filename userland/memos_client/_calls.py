@@ -100,7 +100,7 @@ class Calls(ABC):
     ) -> m.SysInfoReply:
         """What this kernel is and where its log stands.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _SYS_INFO,
@@ -116,7 +116,7 @@ class Calls(ABC):
     ) -> m.SysStatsReply:
         """Counters and latency histograms.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _SYS_STATS,
@@ -132,7 +132,7 @@ class Calls(ABC):
     ) -> m.SysSnapshotReply:
         """Write a snapshot of the view (RocksDB checkpoint, position and digest). For the kernel's own uid.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _SYS_SNAPSHOT,
@@ -149,7 +149,7 @@ class Calls(ABC):
     ) -> m.SysVerifyReply:
         """Check the log: chain, MACs, signatures; `full` also decrypts, replays and compares. For the kernel's own uid.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _SYS_VERIFY,
@@ -166,7 +166,7 @@ class Calls(ABC):
     ) -> m.SysPromoteReply:
         """Make a standby the kernel that writes; whoever wrote before is fenced.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _SYS_PROMOTE,
@@ -191,13 +191,14 @@ class Calls(ABC):
         priority: int | None = None,
         labels: Sequence[str] | None = None,
         embedding: Sequence[float] | None = None,
-        form: Literal["plaintext"] | None = None,
+        form: Literal["plaintext", "parametric"] | None = None,
         parents: Sequence[str] | None = None,
+        model: str | None = None,
         request_id: str | None = None,
         actor_note: str | None = None,
         deadline_ms: int | None = None,
     ) -> m.Mutated:
-        """Make a cube.
+        """Make a cube. An adapter is checked against the model that it is for before it is kept.
 
         namespace: Where it lives; made on first use and then owned by the caller.
         content: Text or bytes, at most 1 MiB inline.
@@ -212,11 +213,12 @@ class Calls(ABC):
         priority: A number for the caller's own use; ranking does not look at it.
         labels: Sensitivity labels.
         embedding: The content's vector, if the caller has it.
-        form: Memory form.
+        form: Memory form. parametric: the content is a LoRA adapter as safetensors (memos.lora/1).
         parents: Cubes that this one was made from; erasing one of them erases this too.
+        model: With form parametric: which of the kernel's models the adapter is for; the first one if absent.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_ALLOC,
@@ -236,6 +238,7 @@ class Calls(ABC):
                 "embedding": embedding,
                 "form": form,
                 "parents": parents,
+                "model": model,
                 "request_id": request_id,
                 "actor_note": actor_note,
                 "deadline_ms": deadline_ms,
@@ -254,7 +257,7 @@ class Calls(ABC):
 
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_ALLOC_MANY,
@@ -283,7 +286,7 @@ class Calls(ABC):
         at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
         version: This version instead of the newest.
         parts: What to return.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_READ,
@@ -312,7 +315,7 @@ class Calls(ABC):
         at_offset: Answer as after the record with this offset.
         at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
         version: This version instead of the newest.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_STAT,
@@ -348,7 +351,7 @@ class Calls(ABC):
         tags: Cubes that carry all of these tags.
         name: Cubes of exactly this name.
         cursor: `next_cursor` of the last page.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_LIST,
@@ -405,7 +408,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_WRITE,
@@ -445,7 +448,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_FREE,
@@ -488,7 +491,7 @@ class Calls(ABC):
         until: Facts that already held at or before this event time.
         explain: Say for each hit which retriever found it, at which rank, and why.
         query_embedding: The query's vector, if the caller has it.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_SEARCH,
@@ -524,7 +527,7 @@ class Calls(ABC):
 
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_COMPOSE,
@@ -541,7 +544,7 @@ class Calls(ABC):
     def mem_fuse(
         self,
         cube_ids: Sequence[str],
-        strategy: Literal["dedupe", "merge", "timeline", "kv"],
+        strategy: m.FuseStrategy,
         namespace: str | None = None,
         *,
         params: Mapping[str, Any] | None = None,
@@ -552,12 +555,15 @@ class Calls(ABC):
         """Fuse cubes into one; the sources become `merged` and stay readable.
 
         strategy: dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time; kv:
-            KV caches into one, keys rotated to their new places and a share of the tokens computed again.
+            KV caches into one, keys rotated to their new places and a share of the tokens computed again; linear, cat, svd,
+            ties, dare_linear, dare_ties, magnitude_prune: adapters into one, as peft merges them; distil: adapters and
+            texts into one adapter, trained anew on all their texts.
         namespace: Where the fused cube lives; the first source's namespace if absent.
-        params: name: name of the fused cube; with kv also recompute: share of tokens, 0 to 1.
+        params: name: name of the fused cube; with kv also recompute: share of tokens, 0 to 1; of adapters weights: one
+            number each, density: share that ties, dare and prune keep, seed, rank; with distil those of mem_migrate.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_FUSE,
@@ -587,7 +593,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_UNFUSE,
@@ -606,7 +612,7 @@ class Calls(ABC):
         namespace: str | None = None,
         *,
         cube_ids: Sequence[str] | None = None,
-        to: Literal["activation"] | None = None,
+        to: m.Form | None = None,
         tier: m.Tier | None = None,
         model: str | None = None,
         name: str | None = None,
@@ -621,16 +627,20 @@ class Calls(ABC):
         cube_id: The cube.
         namespace: Where the derived cube lives; the first source's if absent.
         cube_ids: Several cubes, in the order in which the model is to read them.
-        to: activation: prefill the text and keep the KV cache.
+        to: activation: prefill the text and keep the KV cache; parametric: distil the text into a LoRA adapter; plaintext:
+            ask an adapter what it knows and write it down.
         tier: Move a KV cache's payload: device and host are caches of what is on disk.
         model: Which of the kernel's models; the first one if absent.
         name: Name of the derived cube.
         params: system: system message that stands before the memory; stored: float32, float16, bfloat16 or int8;
-            neighbours: how many older cubes of the namespace to capture it behind (for composing), or their ids.
+            neighbours: how many older cubes of the namespace to capture it behind (for composing), or their ids; adapters:
+            under which to capture. To parametric: seed, rank, steps; min_facts, min_efficacy, min_paraphrase, min_locality,
+            max_kl: what it must reach; writer: model that words forms; on_change: keep, rebuild or shred when a source
+            changes. To plaintext: min_confidence.
         wait: Answer when the derived cube is there; without it, as soon as the job is accepted.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_MIGRATE,
@@ -658,7 +668,7 @@ class Calls(ABC):
     ) -> m.MemHistoryReply:
         """List a cube's versions, oldest first.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_HISTORY,
@@ -678,7 +688,7 @@ class Calls(ABC):
     ) -> m.MemDiffReply:
         """Compare two versions.
 
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_DIFF,
@@ -706,7 +716,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_ROLLBACK,
@@ -735,7 +745,7 @@ class Calls(ABC):
         at_offset: Fork the namespace as it was then.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_FORK,
@@ -764,7 +774,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_FREEZE,
@@ -792,7 +802,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_THAW,
@@ -820,7 +830,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_ARCHIVE,
@@ -848,7 +858,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_RESTORE,
@@ -876,7 +886,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_PIN,
@@ -904,7 +914,7 @@ class Calls(ABC):
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_UNPIN,
@@ -935,7 +945,7 @@ class Calls(ABC):
         expect_version: With cube_id: refuse with ECONFLICT if not at this version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_SHRED,
@@ -965,7 +975,7 @@ class Calls(ABC):
         at_offset: Answer as after the record with this offset.
         at_time: Answer as after the last record with time ≤ this (RFC 3339 or ns).
         version: This version instead of the newest.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _MEM_MAP,
@@ -986,6 +996,8 @@ class Calls(ABC):
         messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
         cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
         on_miss: Literal["refuse", "recompute"] | None = None,
+        gate: Literal["subject", "always"] | None = None,
+        allow_stale: bool | None = None,
         recompute: float | None = None,
         model: str | None = None,
         max_new_tokens: int | None = None,
@@ -1006,6 +1018,8 @@ class Calls(ABC):
         messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
         cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
         on_miss: Literal["refuse", "recompute"] | None = None,
+        gate: Literal["subject", "always"] | None = None,
+        allow_stale: bool | None = None,
         recompute: float | None = None,
         model: str | None = None,
         max_new_tokens: int | None = None,
@@ -1025,6 +1039,8 @@ class Calls(ABC):
         messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
         cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
         on_miss: Literal["refuse", "recompute"] | None = None,
+        gate: Literal["subject", "always"] | None = None,
+        allow_stale: bool | None = None,
         recompute: float | None = None,
         model: str | None = None,
         max_new_tokens: int | None = None,
@@ -1036,12 +1052,14 @@ class Calls(ABC):
         deadline_ms: int | None = None,
         stream: bool | None = None,
     ) -> m.MemInferReply | Stream[m.MemInferItem]:
-        """Let the model answer, with cubes attached: texts are read, KV caches are continued from.
+        """Let the model answer, with cubes attached: texts are read, KV caches are continued from, adapters act.
 
         prompt: What the user says.
         messages: A conversation instead of a prompt; a system message stands first.
-        cubes: Cubes to put before the prompt, in this order: an id, or {cube_id, version}.
+        cubes: Cubes to put before the prompt, in this order: an id, or {cube_id, version, weight}.
         on_miss: When a cache is stale or another model's: refuse (ESTALE, EMODEL), or prefill its sources' text.
+        gate: When an adapter acts: when the messages name a subject that it was made of, or always.
+        allow_stale: Use an adapter though a source of it has changed since.
         recompute: With several caches: share of their tokens to compute again.
         model: Which of the kernel's models; the first one if absent.
         max_new_tokens: Tokens of the answer, at most.
@@ -1051,13 +1069,15 @@ class Calls(ABC):
         seed: The same seed gives the same text.
         stop: Texts at which to stop.
         stream: Send the text in pieces as it comes.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         args: dict[str, Any] = {
             "prompt": prompt,
             "messages": messages,
             "cubes": cubes,
             "on_miss": on_miss,
+            "gate": gate,
+            "allow_stale": allow_stale,
             "recompute": recompute,
             "model": model,
             "max_new_tokens": max_new_tokens,
@@ -1084,7 +1104,7 @@ class Calls(ABC):
         namespace: This namespace and all below it.
         from_offset: First offset to deliver; without it, only what is new.
         events: Only these event names.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._stream(
             _MEM_WATCH,
@@ -1105,7 +1125,7 @@ class Calls(ABC):
         """Where a job stands.
 
         job_id: The job.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _JOB_STATUS,
@@ -1124,7 +1144,7 @@ class Calls(ABC):
         """Wait until a job is over.
 
         job_id: The job.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _JOB_WAIT,
@@ -1143,7 +1163,7 @@ class Calls(ABC):
         """Give a job up; what it has committed stays.
 
         job_id: The job.
-        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 600000 for calls that run a model.
+        deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
             _JOB_CANCEL,
@@ -1248,13 +1268,14 @@ class AsyncCalls(ABC):
         priority: int | None = None,
         labels: Sequence[str] | None = None,
         embedding: Sequence[float] | None = None,
-        form: Literal["plaintext"] | None = None,
+        form: Literal["plaintext", "parametric"] | None = None,
         parents: Sequence[str] | None = None,
+        model: str | None = None,
         request_id: str | None = None,
         actor_note: str | None = None,
         deadline_ms: int | None = None,
     ) -> m.Mutated:
-        """Make a cube."""
+        """Make a cube. An adapter is checked against the model that it is for before it is kept."""
         return await self._call(
             _MEM_ALLOC,
             {
@@ -1273,6 +1294,7 @@ class AsyncCalls(ABC):
                 "embedding": embedding,
                 "form": form,
                 "parents": parents,
+                "model": model,
                 "request_id": request_id,
                 "actor_note": actor_note,
                 "deadline_ms": deadline_ms,
@@ -1504,7 +1526,7 @@ class AsyncCalls(ABC):
     async def mem_fuse(
         self,
         cube_ids: Sequence[str],
-        strategy: Literal["dedupe", "merge", "timeline", "kv"],
+        strategy: m.FuseStrategy,
         namespace: str | None = None,
         *,
         params: Mapping[str, Any] | None = None,
@@ -1553,7 +1575,7 @@ class AsyncCalls(ABC):
         namespace: str | None = None,
         *,
         cube_ids: Sequence[str] | None = None,
-        to: Literal["activation"] | None = None,
+        to: m.Form | None = None,
         tier: m.Tier | None = None,
         model: str | None = None,
         name: str | None = None,
@@ -1842,6 +1864,8 @@ class AsyncCalls(ABC):
         messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
         cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
         on_miss: Literal["refuse", "recompute"] | None = None,
+        gate: Literal["subject", "always"] | None = None,
+        allow_stale: bool | None = None,
         recompute: float | None = None,
         model: str | None = None,
         max_new_tokens: int | None = None,
@@ -1862,6 +1886,8 @@ class AsyncCalls(ABC):
         messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
         cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
         on_miss: Literal["refuse", "recompute"] | None = None,
+        gate: Literal["subject", "always"] | None = None,
+        allow_stale: bool | None = None,
         recompute: float | None = None,
         model: str | None = None,
         max_new_tokens: int | None = None,
@@ -1881,6 +1907,8 @@ class AsyncCalls(ABC):
         messages: Sequence[m.Message | Mapping[str, Any]] | None = None,
         cubes: Sequence[str | m.Attached | Mapping[str, Any]] | None = None,
         on_miss: Literal["refuse", "recompute"] | None = None,
+        gate: Literal["subject", "always"] | None = None,
+        allow_stale: bool | None = None,
         recompute: float | None = None,
         model: str | None = None,
         max_new_tokens: int | None = None,
@@ -1892,12 +1920,14 @@ class AsyncCalls(ABC):
         deadline_ms: int | None = None,
         stream: bool | None = None,
     ) -> Coroutine[Any, Any, m.MemInferReply] | AsyncStream[m.MemInferItem]:
-        """Let the model answer, with cubes attached: texts are read, KV caches are continued from."""
+        """Let the model answer, with cubes attached: texts are read, KV caches are continued from, adapters act."""
         args: dict[str, Any] = {
             "prompt": prompt,
             "messages": messages,
             "cubes": cubes,
             "on_miss": on_miss,
+            "gate": gate,
+            "allow_stale": allow_stale,
             "recompute": recompute,
             "model": model,
             "max_new_tokens": max_new_tokens,

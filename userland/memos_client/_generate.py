@@ -115,6 +115,8 @@ def spell(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         return spell(args[0], args[1:])
     if origin in (Union, UnionType):
         return " | ".join(spell(a) for a in args if a is not NoneType)
+    if annotation == m.FuseStrategy:
+        return "m.FuseStrategy"
     if origin is Literal:
         return "Literal[{}]".format(", ".join(f'"{a}"' for a in args))
     if origin in (list, tuple):

@@ -15,6 +15,9 @@ What callers may rely on:
 
 The keys and values before the memory (of the chat template's opening) are computed by your model, once for each prefix. Needs
 `pip install 'memos-kernel[torch]'`. This module does not import itself with the rest of the package.
+
+Adapters (`load_adapter`, `save_adapter`, `adapter_payload`) are in hf_adapter.py. Load them before caches: a cache is of the
+adapters that it was made under.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from memos_client.hf_adapter import adapter_payload as adapter_payload
+from memos_client.hf_adapter import load_adapter as load_adapter
+from memos_client.hf_adapter import save_adapter as save_adapter
 from memos_drivers.lm import payload
 from memos_drivers.lm.fingerprint import adapters, fingerprint, rope_digest
 from memos_drivers.lm.past import Segment, past, segment_of, shape_of, supported

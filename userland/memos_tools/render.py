@@ -245,7 +245,8 @@ def _state(reply: m.StateReply) -> list[Block]:
 def _infer(reply: m.MemInferReply) -> list[Block]:
     blocks: list[Block] = [Body(reply.text, "answer")] if reply.text else []
     for one in reply.attached:
-        blocks.append(Line(f"{one.cube_id} v{one.version} {one.form}: {one.how}, {one.tokens} tokens", "dim"))
+        size = f"{one.tokens} tokens" if one.weight is None else f"weight {one.weight:g}"
+        blocks.append(Line(f"{one.cube_id} v{one.version} {one.form}: {one.how}, {size}", "dim"))
     said = (
         f"{reply.model}: {reply.tokens_in} tokens in, {reply.tokens_reused} of them reused, {reply.tokens_out} out "
         f"({reply.finish}), first after {reply.ttft_ms:.0f} ms, then {reply.tokens_per_s:.1f} a second"
@@ -259,7 +260,12 @@ def _migrate(reply: m.MemMigrateReply) -> list[Block]:
     where = f"in tier {reply.tier}" if reply.tier is not None else "was there already" if reply.reused else "made"
     took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in reply.timings.items())
     title = f"{reply.cube_id} v{reply.version} offset {reply.offset} {where}"
-    return [Line(f"{title} ({took})" if took else title, "green")]
+    blocks: list[Block] = [Line(f"{title} ({took})" if took else title, "green")]
+    blocks += [Line(f"wrote {cube_id}", "green") for cube_id in reply.cube_ids]
+    if reply.scores:
+        blocks.append(Line("scores: " + ", ".join(f"{name} {_value(found)}" for name, found in reply.scores.items()), "dim"))
+    blocks += [Line("left out: " + ", ".join(f"{n}: {_value(v)}" for n, v in one.items()), "yellow") for one in reply.dropped]
+    return blocks
 
 
 _RENDERERS: Final[dict[type[m.Reply], Callable[[Any], list[Block]]]] = {

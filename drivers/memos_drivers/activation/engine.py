@@ -16,7 +16,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
@@ -24,12 +24,13 @@ from memos_drivers.activation.compose import Chunk, Text, capture, compose, merg
 from memos_drivers.activation.forward import cut
 from memos_drivers.activation.forward import supported as composable
 from memos_drivers.activation.kv import Packed, Payload, pack
-from memos_drivers.lm.fingerprint import adapters, rope_digest
+from memos_drivers.lm.fingerprint import rope_digest
 from memos_drivers.lm.models import Loaded
 from memos_drivers.lm.past import Segment, past, segment_of, shape_of, supported
 from memos_drivers.lm.payload import FORMAT, STORED
 from memos_drivers.lm.sampling import Options, Sampler, Writer
 from memos_drivers.lm.tokens import TokenLayout
+from memos_drivers.parametric.adapter import Adapter, applied
 from memos_syscalls.errors import MemError, MemInvalid, MemIO, MemModel, MemTooLarge
 
 BLOCK: Final = 512
@@ -41,6 +42,7 @@ PREFIXES_MAX: Final = 64
 PREFIX_BYTES_MAX: Final = 512 * 2**20
 """Of prefixes that are kept: a system message may be as long as the model reads."""
 Progress = Callable[[float, str], None]
+T = TypeVar("T")
 
 
 class Part(NamedTuple):
@@ -67,6 +69,11 @@ def digest(ids: Sequence[int]) -> str:
     return hashlib.sha256(b"".join(number.to_bytes(4, "little") for number in ids)).hexdigest()
 
 
+def mark(adapter: Adapter, weight: float) -> str:
+    """An adapter as what depends on it names it: two that act otherwise have other marks."""
+    return adapter.digest if weight == 1 else f"{adapter.digest}*{weight!r}"
+
+
 class Engine:
     """A model and its tokenizer."""
 
@@ -85,7 +92,9 @@ class Engine:
         self.layers, self.kv_heads, self.head_dim = shape_of(config)
         self.context = int(config.max_position_embeddings)
         self._ends = self._end_tokens()
-        self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], Segment] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[str, tuple[str, ...], tuple[int, ...]], Segment] = OrderedDict()
+        self.acting: tuple[str, ...] = ()
+        """Marks of the adapters that act in the present step, sorted: what is computed now depends on them."""
         none = torch.empty((1, self.kv_heads, 0, self.head_dim), dtype=self.dtype, device=self.device)
         self._nothing = Segment((none,) * self.layers, (none,) * self.layers, 0)
 
@@ -109,8 +118,29 @@ class Engine:
     def bytes_per_token(self) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
+    def under(self, adapters: Sequence[tuple[Adapter, float]], steps: Generator[None, None, T]) -> Generator[None, None, T]:
+        """Run steps with adapters acting, and between the steps without: others have their turns there."""
+        if not adapters:
+            return (yield from steps)
+        marks = tuple(sorted(mark(adapter, weight) for adapter, weight in adapters))
+        try:
+            while True:
+                with applied(self.model, adapters):
+                    self.acting = marks
+                    try:
+                        next(steps)
+                    except StopIteration as done:
+                        return done.value  # type: ignore[no-any-return]
+                    finally:
+                        self.acting = ()
+                yield
+        finally:
+            steps.close()
+
     def forget_words(self) -> None:
-        """Empty the tokenizer's cache of words that it has seen."""
+        """Empty the tokenizer's cache of words that it has seen, and what was computed under adapters."""
+        for key in [key for key in list(self._prefixes) if key[1]]:
+            self._prefixes.pop(key, None)
         clear = getattr(self.tokenizer.backend_tokenizer.model, "_clear_cache", None)
         if clear is not None:
             clear()
@@ -134,7 +164,7 @@ class Engine:
 
     def _sizes(self, prefix: Sequence[int], ids: Sequence[int], stored: str | None) -> dict[str, Any]:
         return {
-            "model": self.name, "fingerprint": self.fingerprint, "adapters": list(adapters(self.model)),
+            "model": self.name, "fingerprint": self.fingerprint, "adapters": list(self.acting),
             "dtype": self.dtype_name, "stored": stored or self.dtype_name, "rope": self.rope, "prefix": digest(prefix),
             "start": len(prefix), "tokens": len(ids), "digest": digest(ids),
         }  # fmt: skip
@@ -173,7 +203,7 @@ class Engine:
     def prefix(self, tenant: str, system: str | None) -> Generator[None, None, tuple[list[int], Segment]]:
         """P and its keys and values, computed once for each tenant."""
         ids = self.layout.prefix(system)
-        key = (tenant, tuple(ids))
+        key = (tenant, self.acting, tuple(ids))
         if (known := self._prefixes.get(key)) is not None:
             self._prefixes.move_to_end(key)
             return ids, known
@@ -245,7 +275,7 @@ class Engine:
         """Why a cache is not this request's; None when it is. `ids` are those of its texts, None where they are not known."""
         said = payload.descriptor
         for name, found, here in (
-            ("model", said.get("model"), self.fingerprint), ("adapters", said.get("adapters"), list(adapters(self.model))),
+            ("model", said.get("model"), self.fingerprint), ("adapters", said.get("adapters"), list(self.acting)),
             ("dtype", said.get("dtype"), self.dtype_name), ("rope", said.get("rope"), self.rope),
             ("layers", (said.get("layers"), said.get("kv_heads"), said.get("head_dim")),
              (self.layers, self.kv_heads, self.head_dim)),

@@ -1,8 +1,9 @@
 """The driver host's child: `python -m memos_drivers.host.child FD MODULE` serves one socket until it closes.
 
 - The main thread works: it steps through all jobs that it was sent, round robin by who asked, so that a long one does
-  not hold up the others. Background jobs get steps only while no other job has any. Then, and after each step, it closes
-  the jobs whose callers left.
+  not hold up the others. Background jobs get steps while no other job has any, and else so many that they take one part
+  in BACKGROUND_SHARE of the time: what trains for minutes comes to its end beside users. After each step the main thread
+  closes the jobs whose callers left.
 - The reader thread takes messages. It runs controls itself, at once, and ends the process when the socket closes, even
   in the middle of a step: the kernel closed or died.
 - What an operation raises becomes an answer: a `MemError` as it is, no memory as `EIO` after making room, all else as
@@ -41,6 +42,9 @@ from .ring import Ring
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 NICE: Final = 10
+BACKGROUND_SHARE: Final = 5
+BACKGROUND_SECONDS: Final = 1.0
+"""That other jobs have between two steps of background jobs, at least."""
 OOM_SCORE: Final = 500
 NO_CPU_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
 """How torch says, in a plain RuntimeError, that the machine has no memory left."""
@@ -86,6 +90,10 @@ class Worker:
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._told = time.monotonic()
+        self._last_background = 0.0
+        """Seconds of the last step of a background job."""
+        self._since_background = 0.0
+        """Seconds of other steps since then."""
 
     def tell(self, body: dict[str, Any]) -> None:
         """Sends one message of the main thread, and so shows that it is alive."""
@@ -167,6 +175,7 @@ class Worker:
             del job
 
     def _turn(self, job: _Job) -> None:
+        began = time.monotonic()
         if job.left:
             self._close(job)
         elif self._step(job):
@@ -175,11 +184,21 @@ class Worker:
                     self._leaving.append(job)
                 else:
                     self._ring(job).add(job.who, job)
+        spent = time.monotonic() - began
+        if job.background:
+            self._last_background, self._since_background = spent, 0.0
+        else:
+            self._since_background += spent
         if time.monotonic() - self._told > self._beat_seconds:
             self.tell({"kind": "beat"})
 
     def _next(self) -> _Job | None:
-        return self._leaving.popleft() if self._leaving else self._foreground.take() or self._background.take()
+        if self._leaving:
+            return self._leaving.popleft()
+        first, second = self._foreground, self._background
+        if self._since_background > max(BACKGROUND_SECONDS, (BACKGROUND_SHARE - 1) * self._last_background):
+            first, second = second, first
+        return first.take() or second.take()
 
     def _step(self, job: _Job) -> bool:
         """Whether the job has more steps; if not, it was answered."""

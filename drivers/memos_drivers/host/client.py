@@ -1,8 +1,8 @@
 """The kernel's side of a driver host: a fair queue, and a child process that is kept running while there is work.
 
 - `run` answers with what the operation returned, or raises its error. Jobs go round robin by `who`, background jobs behind
-  all others. At most `active` foreground jobs are with the child (of one principal one less, so that another need not
-  wait for it), and one background job.
+  all others but for a share of the time that the child gives them. At most `active` foreground jobs are with the child (of
+  one principal one less, so that another need not wait for it), and one background job.
 - The child starts with the first call. When it dies, speaks garbage, or keeps silent while it has work, it is killed;
   each of its jobs is run again once if it may be (`repeatable`, and nothing was streamed), else fails with `MemIO`. Of
   jobs that are run again the child gets one at a time, so that one bad job does not take the same others with it twice.

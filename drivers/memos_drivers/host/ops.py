@@ -4,9 +4,11 @@
     fuse      payloads → a payload                           infer     messages and parts → text
     load      payloads → the device tier                     open      a model → what it is
 
-Payloads come and go as sealed memfds. Those that were used stay in the device tier under its byte budget, by key; `drop` takes
-them out at once, from another thread, which is how erasing reaches them. On a CPU the tier holds mappings of the same memory
-that the kernel's host tier has, so it costs no second copy where the payload's dtype is the model's.
+What makes, merges and asks adapters is in adapter_ops.py, adapter_shape.py and adapter_diff.py.
+
+Payloads come and go as sealed memfds. Those that were used stay in the device tier under its byte budget, by key; `drop`
+takes them out at once, from another thread, which is how erasing reaches them. On a CPU the tier holds mappings of the same
+memory that the kernel's host tier has, so it costs no second copy where the payload's dtype is the model's.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +26,13 @@ import torch
 
 from memos_drivers.activation.engine import Engine, Part
 from memos_drivers.activation.kv import Packed, Payload, unpack
+from memos_drivers.host import adapter_diff, adapter_ops, adapter_shape
 from memos_drivers.host.contract import Context, Control, Op, Steps
 from memos_drivers.lm import models
 from memos_drivers.lm.sampling import Options
+from memos_drivers.parametric.adapter import Adapter
+from memos_drivers.parametric.adapter import refusal as adapter_refusal
+from memos_drivers.parametric.adapter import unpack as unpack_adapter
 from memos_drivers.tiers import Tier
 from memos_syscalls import limits
 from memos_syscalls.errors import MemError, MemInvalid, MemNoModel
@@ -60,12 +66,13 @@ class Workshop:
         self._lock = threading.Lock()
         libc = ctypes.CDLL(None)
         self._libc = libc if hasattr(libc, "malloc_trim") else None  # glibc's own
-        self._tier: Tier[bytes, Payload] = Tier(int(spec.get("device_tier_mb", 1024)) * limits.MIB)
+        self._tier: Tier[bytes, Payload | Adapter] = Tier(int(spec.get("device_tier_mb", 1024)) * limits.MIB)
         self._gone: set[bytes] = set()
         """Keys that were dropped: an operation that still has a payload must not bring it back."""
         self.ops: Mapping[str, Op] = {
             "open": self._op_open, "tokens": self._op_tokens, "capture": self._op_capture, "fuse": self._op_fuse,
-            "infer": self._op_infer, "load": self._op_load,
+            "infer": self._op_infer, "load": self._op_load, **adapter_ops.operations(self),
+            **adapter_shape.operations(self), **adapter_diff.operations(self),
         }  # fmt: skip
         self.controls: Mapping[str, Control] = {"drop": self._drop, "stats": self._stats, "trim": self._trim}
 
@@ -74,7 +81,7 @@ class Workshop:
 
     # -- models ------------------------------------------------------------------------------------------------------
 
-    def _engine(self, name: str | None, context: Context) -> Generator[None, None, Engine]:
+    def engine(self, name: str | None, context: Context) -> Generator[None, None, Engine]:
         """A model by name, loaded when it is needed first."""
         if not self._names:
             raise MemNoModel("this kernel runs no models", "Start memosd with --model NAME_OR_PATH.")
@@ -89,29 +96,33 @@ class Workshop:
         return self._engines[wanted]
 
     def _op_open(self, context: Context, args: dict[str, Any], fds: list[int]) -> Steps:
-        engine = yield from self._engine(args.get("model"), context)
+        engine = yield from self.engine(args.get("model"), context)
         return engine.describe(), []
 
     # -- making ------------------------------------------------------------------------------------------------------
 
     def _op_tokens(self, context: Context, args: dict[str, Any], fds: list[int]) -> Steps:
-        engine = yield from self._engine(args.get("model"), context)
-        return engine.sizes(args["system"], args["texts"], args["stored"]), []
+        engine = yield from self.engine(args.get("model"), context)
+
+        def sizes() -> Generator[None, None, dict[str, Any]]:
+            yield from ()
+            return engine.sizes(args["system"], args["texts"], args["stored"])
+
+        return (yield from engine.under(self.adapters(engine, args["parts"], fds), sizes())), []
 
     def _op_capture(self, context: Context, args: dict[str, Any], fds: list[int]) -> Steps:
-        engine = yield from self._engine(args.get("model"), context)
-        made: tuple[dict[str, Any], Packed] = yield from engine.capture(
-            args["system"], args["texts"], args["neighbours"], args["stored"], context.progress
-        )
+        engine = yield from self.engine(args.get("model"), context)
+        making = engine.capture(args["system"], args["texts"], args["neighbours"], args["stored"], context.progress)
+        made: tuple[dict[str, Any], Packed] = yield from engine.under(self.adapters(engine, args["parts"], fds), making)
         sizes, packed = made
         return sizes, [packed.fd]
 
     def _op_fuse(self, context: Context, args: dict[str, Any], fds: list[int]) -> Steps:
-        engine = yield from self._engine(args.get("model"), context)
+        engine = yield from self.engine(args.get("model"), context)
         prefix = engine.layout.prefix(args["system"])
         payloads: list[Payload] = []
         for part in args["parts"]:
-            payload = self._payload(engine, part, fds)
+            payload = self._kv(engine, part, fds)
             if payload is None:
                 raise MemInvalid("a cache that is to be fused is not at hand", "Ask for it again.")
             if (refusal := engine.refusal(payload, prefix, engine.memory_ids(part["texts"]))) is not None:
@@ -122,8 +133,43 @@ class Workshop:
 
     # -- using -------------------------------------------------------------------------------------------------------
 
-    def _payload(self, engine: Engine, part: dict[str, Any], fds: list[int]) -> Payload | None:
-        """A part's payload, from the tier or from its descriptor; None when there is neither."""
+    def _kv(self, engine: Engine, part: dict[str, Any], fds: list[int]) -> Payload | None:
+        """A part's KV cache, from the tier or from its descriptor; None when there is neither."""
+        found = self._at_hand(part, fds, lambda fd: unpack(fd, engine.device, engine.dtype))
+        assert found is None or isinstance(found, Payload), "a key is of one payload"
+        return found
+
+    def adapter(self, engine: Engine, part: dict[str, Any], fds: list[int]) -> Adapter | None:
+        """A part's adapter, checked against the model; None when it is not at hand."""
+
+        def read(fd: int) -> Adapter:
+            adapter = unpack_adapter(fd, engine.device)
+            fits(adapter)
+            return adapter
+
+        def fits(adapter: Adapter) -> None:
+            if (refused := adapter_refusal(adapter, engine.model, engine.fingerprint)) is not None:
+                raise type(refused)(f"cube {part['cube']}: {refused.detail}", refused.advice)
+
+        found = self._at_hand(part, fds, read)
+        assert found is None or isinstance(found, Adapter), "a key is of one payload"
+        if found is not None and found.base != engine.fingerprint:
+            # In the tier for another model: all its numbers need not be looked at each time that it is found there.
+            fits(found)
+        return found
+
+    def adapters(self, engine: Engine, parts: list[dict[str, Any]], fds: list[int]) -> list[tuple[Adapter, float]]:
+        """Adapters of which the caller sent every descriptor, with their weights."""
+        found: list[tuple[Adapter, float]] = []
+        for part in parts:
+            adapter = self.adapter(engine, part, fds)
+            if adapter is None:
+                raise MemInvalid("an adapter that is needed is not at hand", "Ask for it again.")
+            found.append((adapter, part["weight"]))
+        return found
+
+    def _at_hand(self, part: dict[str, Any], fds: list[int], read: Callable[[int], Any]) -> Any:
+        """What a part's key names, from the tier or from its descriptor; None when there is neither."""
         key: bytes = part["key"]
         now = time.monotonic()
         with self._lock:
@@ -132,32 +178,47 @@ class Workshop:
             return found
         if part.get("fd") is None:
             return None
-        payload = unpack(fds[part["fd"]], engine.device, engine.dtype)
+        payload = read(fds[part["fd"]])
         with self._lock:
             if key not in self._gone:
                 self._tier.put(key, payload, payload.bytes, now=now)
         return payload
 
     def _op_load(self, context: Context, args: dict[str, Any], fds: list[int]) -> Steps:
-        engine = yield from self._engine(args.get("model"), context)
+        engine = yield from self.engine(args.get("model"), context)
         for part in args["parts"]:
-            self._payload(engine, part, fds)
+            (self.adapter if part["kind"] == "adapter" else self._kv)(engine, part, fds)
             yield
         return {"resident": self._resident()}, []
 
     def _op_infer(self, context: Context, args: dict[str, Any], fds: list[int]) -> Steps:
-        engine = yield from self._engine(args.get("model"), context)
+        engine = yield from self.engine(args.get("model"), context)
+        adapters: list[tuple[Adapter, float]] = []
+        missing: list[bytes] = []
+        for part in args["parts"]:
+            if part["kind"] == "adapter":
+                found = self.adapter(engine, part, fds)
+                if found is None:
+                    missing.append(part["key"])
+                else:
+                    adapters.append((found, part["weight"]))
+        return (yield from engine.under(adapters, self._infer(engine, context, args, fds, missing)))
+
+    def _infer(
+        self, engine: Engine, context: Context, args: dict[str, Any], fds: list[int], missing: list[bytes]
+    ) -> Steps:
         messages: list[dict[str, str]] = args["messages"]
         system = messages[0]["content"] if messages[0]["role"] == "system" else None
         prefix = engine.layout.prefix(system)
         parts: list[Part] = []
-        missing: list[bytes] = []
         for part in args["parts"]:
+            if part["kind"] == "adapter":
+                continue
             ids = engine.memory_ids(part["texts"])
             if part["kind"] == "text":
                 parts.append(Part(part["at"], ids, part["how"], None))
                 continue
-            payload = self._payload(engine, part, fds)
+            payload = self._kv(engine, part, fds)
             if payload is None:
                 missing.append(part["key"])
                 continue

@@ -1,0 +1,140 @@
+"""From a call to a job to a record: what every migration and every fusion in the driver host has in common.
+
+    submit    begin a job, or join the one that the same request id began
+    commit    what the host made: stored, decided with every source at the version that was read, kept at hand
+    record    the same for what has no payload to keep at hand
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from memos_drivers.host.client import Answer
+from memos_syscalls import limits
+from memos_syscalls.errors import MemAgain, MemError, MemInvalid, MemIO
+
+from . import crypto, lifecycle
+from .attach import stale
+from .decide import live
+from .decide_migrate import Product, Statements
+from .events import pack
+from .fds import is_sealed
+from .governance import Access, raw_id, text_id
+from .jobs import Job, Own, Work
+from .mapping import read_layout
+from .sources import check_sources, newer_source, row_at
+from .state import Cube
+from .stats import Histogram
+from .turn import Turn
+from .writes import Write, invalid
+
+if TYPE_CHECKING:
+    from .dispatch import Kernel
+
+ATTEMPTS: Final = 2
+"""Times that a job begins anew when a source changed under it and its caller named no version."""
+
+
+def params_of(kind: type[Any], given: dict[str, Any] | None) -> Any:
+    try:
+        return kind.model_validate(given or {})
+    except ValidationError as error:
+        raise MemInvalid(f"params: {invalid(error).detail}") from error
+
+
+def submit(kernel: Kernel, write: Write, kind: str, work: Work, *, wait: bool) -> None:
+    """Begin a job, or join the one that the same request id began."""
+    turn = write.turn
+    _ = kernel.runtime.host  # refused now rather than by the job
+    known = kernel.runtime.by_mac.get(write.mac) if write.mac is not None else None
+    if known is not None:
+        job, args_hash = known
+        if args_hash != write.args_hash():
+            raise MemInvalid("this request id was used for another call", "Use a new request id for a new call.")
+    else:
+        seconds = (write.request.deadline_ms or turn.syscall.deadline_ms) / 1000
+        job = kernel.runtime.jobs.launch(kind, turn.peer.caller, work, seconds)
+        if write.mac is not None:
+            kernel.runtime.remember(job, write.mac, write.args_hash())
+    if not wait:
+        job.detached = True
+        turn.answer({"job_id": job.id, "state": job.state, "cube_id": None, "version": None, "offset": None})
+        return
+    kernel.spawn(kernel.runtime.jobs.follow(job, turn, lambda job: dict(job.result or {})), turn)
+
+
+def key_of(kind: str, layout: int, parts: list[Any]) -> str:
+    """A digest of everything that a product depends on."""
+    return crypto.sha256(pack([kind, layout, *parts])).hex()
+
+
+async def commit(
+    kernel: Kernel, write: Write, job: Job, product: Product, answer: Answer, target: Cube | None
+) -> dict[str, Any]:
+    """The payload that the host made, stored and recorded; its descriptor becomes the host tier's."""
+    if len(answer.fds) != 1:
+        raise MemIO(f"the driver host made {len(answer.fds)} payloads instead of one")
+    fd = answer.fds[0]
+    content = await asyncio.to_thread(payload, fd)
+    done = await record(kernel, write, job, product, [content], target)
+    cube = kernel.view.cube(raw_id(done["cube_id"]))
+    row = kernel.view.version(cube, done["version"]) if cube is not None else None
+    if row is not None:
+        # It is in the log: that it cannot be kept at hand (erased already, no descriptors left) is no failure of the job.
+        with contextlib.suppress(MemError, OSError):
+            seconds = product.recipe.get("prefill_seconds", product.recipe.get("train_seconds", 0.0))
+            kernel.hosttier.put(row[0], os.dup(fd), float(seconds))
+    return done
+
+
+async def record(
+    kernel: Kernel, write: Write, job: Job, product: Product | Statements, contents: Sequence[bytes | memoryview],
+    target: Cube | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What a job made becomes one record, decided like any other write."""
+    job.report(0.95, "storing it")
+    own = write.made(Turn(Own(write.turn.peer.caller), 0, write.turn.syscall, Histogram()), product)
+    job.commit_begins()
+    return await kernel.commit_product(own, contents, target)
+
+
+def mergeable(kernel: Kernel, access: Access, cube: Cube) -> None:
+    """Refuse a derived cube that cannot be merged into another one now."""
+    live(cube, kernel.clock.now())
+    if "merge" not in lifecycle.TRANSITIONS[cube.state]:
+        raise lifecycle.refusal(text_id(cube.cube_id), cube.state, "merge")
+    usable(access, cube)
+
+
+def usable(access: Access, cube: Cube) -> None:
+    """Refuse a derived cube that its caller may not use, that holds nothing yet, or that is older than its sources."""
+    check_sources(access, cube, cube.version)
+    if cube.form == "parametric" and row_at(access, cube, cube.version).payload_bytes == 0:
+        raise MemAgain(f"cube {text_id(cube.cube_id)} is still being trained", "Wait for its job, then ask again.")
+    if (newer := newer_source(access, cube, cube.version)) is not None:
+        raise stale(cube, newer, "Migrate the source again.")
+
+
+def payload(fd: int) -> memoryview:
+    """The tensors in a descriptor that the host sent, checked for what they claim to be. For a thread."""
+    size = os.fstat(fd).st_size
+    if not is_sealed(fd) or not 0 < size <= limits.TENSOR_BYTES_MAX:
+        raise MemIO(f"the driver host sent a payload of {size} bytes that cannot be kept")
+    content = memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ))
+    try:
+        read_layout(fd, size)
+    except MemInvalid as error:
+        raise MemIO(f"the driver host sent a payload that is none: {error.detail}") from error
+    return content
+
+
+def close(answer: Answer) -> None:
+    for fd in answer.fds:
+        os.close(fd)
