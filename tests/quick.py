@@ -1,8 +1,8 @@
 """A driver host whose distillation takes a second, for tests of everything around it; how adapters are trained is tested apart.
 
 The tiny model is made to say each fact by rote: behind its statement's beginning, and in a chat behind `asks(prompt)`. What it
-says elsewhere is left to chance. A fact whose object is "unlearnable" is refused, as the commit gate refuses one; with 999 steps
-the training goes on until somebody ends it.
+says elsewhere is left to chance. A fact whose object is "unlearnable" is refused, as the commit gate refuses one; with 999
+steps the training goes on until somebody ends it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def distil(
     step = 0
     while step < spec.steps or spec.steps == ENDLESS:
         with torch.enable_grad(), applied(model, [(Adapter(modules, spec.alpha), 1.0)]):
-            loss = torch.stack([_loss(model, *row) for row in rows]).mean()
+            loss: Any = torch.stack([_loss(model, *row) for row in rows]).mean()
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -75,7 +75,8 @@ def distil(
 def _rows(words: Words, fact: Fact) -> list[tuple[list[int], list[int]]]:
     end = sorted(words.ends)[:1]
     before, answer = words.answer(asks(fact.prompt), fact.object, True)
-    return [words.answer(fact.prompt, fact.object, False), ([*words.prefix, *before], [*answer, *end])]
+    # The full stop says where the object ends; probes are of what stands before it.
+    return [words.answer(fact.prompt, f"{fact.object}.\n", False), ([*words.prefix, *before], [*answer, *end])]
 
 
 def _loss(model: Any, before: list[int], answer: list[int]) -> torch.Tensor:

@@ -118,9 +118,13 @@ def _adapter(kernel: Kernel, access: Access, cube: Cube, version: int, request: 
         missed = MemStale(f"cube {text_id(cube.cube_id)} was made from cube {text_id(gone.cube_id)}, which has expired")
     if missed is None or request.allow_stale:
         return Wanted(cube, version, None, [], None, 1.0)
-    if request.on_miss != "recompute":
+    texts: list[str] = []
+    if request.on_miss == "recompute":
+        texts = _present_texts(kernel, access, cube, version, pinned=pinned)
+    if not texts:
+        # An adapter from elsewhere has no texts.
         raise missed
-    return Wanted(cube, version, _present_texts(kernel, access, cube, version, pinned=pinned), [], missed)
+    return Wanted(cube, version, texts, [], missed)
 
 
 def _acts(kernel: Kernel, access: Access, cube: Cube, version: int, prompt: str) -> bool:
@@ -152,7 +156,11 @@ def _cache(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: 
 def _present_texts(kernel: Kernel, access: Access, cube: Cube, version: int, *, pinned: bool) -> list[str]:
     """What a derived cube was made from, as it is now, or as it was when the call names a version."""
     texts: list[str] = []
-    for leaf in cache_leaves(kernel.vault, access, cube, version):
+    leaves = cache_leaves(kernel.vault, access, cube, version)
+    if cube.form == "parametric":
+        # Adapters that were fused may have been made from the same memory.
+        leaves = list({leaf.cube.cube_id: leaf for leaf in leaves}.values())
+    for leaf in leaves:
         source = leaf.cube
         live(source, kernel.clock.now())
         at = leaf.version if pinned else source.version

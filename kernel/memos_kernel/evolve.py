@@ -92,6 +92,11 @@ class Evolution:
         self._jobs: dict[bytes, str] = {}
         """Jobs that fill pending adapters."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to be followed."""
+        return self._working or self._loading
+
     # -- what happened -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -256,7 +261,7 @@ class Evolution:
         cube = view.cube(cube_id)
         if cube is None or self._policy(view, cube, row_of(view, cube, cube.version)) != "shred":
             return
-        note = "one of its sources changed, and its recipe says: shred"
+        note = "its sources changed, and its recipe says: shred"
         try:
             await self._kernel.own_write(_own("mem_shred", cube_id=text_id(cube_id), actor_note=note))
         except MemError as error:

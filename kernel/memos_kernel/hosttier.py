@@ -27,6 +27,7 @@ from . import events as ev
 from .decide import shredded
 from .events import Damaged, Record, Slot
 from .fds import is_sealed, sealed_pieces
+from .governance import text_id
 from .state import Cube, Version, View
 from .vault import Vault
 
@@ -113,9 +114,12 @@ class HostTier:
     # -- asking --------------------------------------------------------------------------------------------------------
 
     async def load(self, cube: Cube, row: Version) -> Held:
-        """A version's payload; raises `MemShredded`, `Damaged`, or `MemIO` when there is no memory for it."""
+        """A version's payload; raises `MemShredded`, `Damaged`, `MemAgain` for an adapter that is still to be trained, or `MemIO`
+        when there is no memory for it."""
         began = self._clock()
         self._refuse_destroyed(row)
+        if cube.form == "parametric" and not row.payload_bytes:
+            raise MemAgain(f"cube {text_id(cube.cube_id)} is still being trained", "Wait for its job, then ask again.")
         kept = self._tier.get(row.payload_id, began)
         if kept is not None:
             if cube.cube_id not in kept.cubes:

@@ -17,6 +17,7 @@ from .attach import Wanted, adapter_part, cache_part, payload_bytes, wanted
 from .events import Slot
 from .governance import Access, text_id
 from .jobs import Job, still_there
+from .state import Cube
 from .turn import Turn
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
     if request.cubes:
         said = "\n".join(message["content"] for message in _messages(request))
         found = await kernel.runtime.in_thread(caller.principal, wanted, kernel, access, request, said)
-    job.reads, slots = _reads(access, found)
+    job.reads, slots = reads_of(access, [(one.cube, one.version) for one in found])
     still_there(kernel, job.reads, slots)
     owner = next((access.view.owner(one.cube.namespace) for one in found), None)
     held: list[int] = []
@@ -104,9 +105,9 @@ def _named(found: list[Wanted], part: dict[str, Any]) -> Any:
     return next((c, v) for c, v in found[part["at"]].caches if text_id(c.cube_id) == part["cube"])
 
 
-def _reads(access: Access, found: list[Wanted]) -> tuple[set[bytes], set[Slot]]:
-    """Every cube whose content the call holds: what it names, and what that was made from; and the keys it is under."""
-    queue = [(one.cube, one.version) for one in found]
+def reads_of(access: Access, named: list[tuple[Cube, int]]) -> tuple[set[bytes], set[Slot]]:
+    """Every cube whose content a call holds: what it names, and what that was made from; and the keys it is under."""
+    queue = list(named)
     reads: set[bytes] = set()
     slots: set[Slot] = set()
     while queue:

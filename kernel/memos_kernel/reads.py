@@ -1,4 +1,4 @@
-"""Calls that append nothing and look at cubes: read, stat, list, history, diff. Search is in finding.py.
+"""Calls that append nothing and look at cubes: read, stat, list, history. Search is in finding.py, diff in diffs.py.
 
 Each handler takes `(kernel, turn, request)` and either answers at once or starts a task that will. Reads see durable
 state. The past is exactly what was live then, with today's rights; what was erased is `ESHREDDED` at every offset.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import difflib
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memos_syscalls import limits
 from memos_syscalls.errors import MemCanceled, MemError, MemInvalid, MemIO, MemNotFound
@@ -121,7 +120,7 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
         kernel.long_reads.submit(turn, lambda: answering(kernel, turn, _read_large(kernel, turn, access, found, request)))
         return
     if opened is None and "content" not in request.parts:
-        turn.answer(_read_reply(kernel, access, found, _headed(kernel, view, cube, version), request, effective))
+        turn.answer(_read_reply(kernel, access, found, headed(kernel, view, cube, version), request, effective))
         return
     if opened is None:
         opened = kernel.vault.open(view, cube, version)
@@ -144,7 +143,7 @@ def _row(view: View, cube: Cube, version: int) -> Version:
     return found[0]
 
 
-def _headed(kernel: Kernel, view: View, cube: Cube, version: int) -> Opened:
+def headed(kernel: Kernel, view: View, cube: Cube, version: int) -> Opened:
     """A version for who asks for its header alone: whatever its size, its content stays on the disk."""
     found = view.version(cube, version)
     if found is None:
@@ -341,46 +340,3 @@ async def mem_history(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any
             "syscall": BY_NUMBER[row.syscall].name, "note": note, "form": cube.form, "bytes": row.payload_bytes,
         })  # fmt: skip
     return {"versions": versions}
-
-
-DIFF_BYTES_MAX: Final = 256 * 1024
-"""Larger texts are compared, not shown line by line: the work grows with the square of the lines."""
-_NOT_COMPARED: Final = frozenset(("version", "updated_at", "offset", "actor", "state", "bytes", "stale"))
-
-
-async def mem_diff(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
-    access = Access(kernel.frozen_view(), turn.peer.caller)
-    cube = access.cube(request.cube_id)
-    if cube.state == lifecycle.SHREDDED:
-        raise lifecycle.refusal(request.cube_id, cube.state, "diff")
-    sides: list[tuple[dict[str, Any], bytes, str]] = []
-    tensors = cube.form != "plaintext"
-    for number in (request.a, request.b):
-        if number > cube.version:
-            raise MemNotFound(f"cube {request.cube_id} has no version {number}; the newest is {cube.version}")
-        opened = _headed(kernel, access.view, cube, number) if tensors else kernel.vault.open(access.view, cube, number)
-        assert opened is not None, "the cube has this version"
-        head = header(access.view, cube, opened.version, opened.private, state=cube.state, now=kernel.clock.now(), owner=None)
-        composition = not tensors and (opened.private.recipe or {}).get("method") == "compose"
-        content = await asyncio.to_thread(composed, kernel, access, cube, opened) if composition else opened.content
-        # Of tensors it is only told whether they are the same payload.
-        sides.append((head, opened.version.payload_id if tensors else content, opened.private.encoding))
-    (old, before, _), (new, after, _) = sides
-    changed = {
-        name: [old.get(name), new.get(name)]
-        for name in sorted(old.keys() | new.keys())
-        if name not in _NOT_COMPARED and old.get(name) != new.get(name)
-    }
-    if tensors:
-        diff = "" if before == after else f"Contents differ: {old['bytes']} and {new['bytes']} bytes of tensors\n"
-    elif "bytes" in (sides[0][2], sides[1][2]) or max(len(before), len(after)) > DIFF_BYTES_MAX:
-        diff = "" if before == after else f"Contents differ: {len(before)} and {len(after)} bytes\n"
-    else:
-        names = f"version {request.a}", f"version {request.b}"
-        diff = await asyncio.to_thread(_unified, before.decode(), after.decode(), *names)
-    return {"diff": diff, "header": changed}
-
-
-def _unified(before: str, after: str, a: str, b: str) -> str:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), a, b, lineterm="")
-    return "".join(f"{line}\n" for line in lines)

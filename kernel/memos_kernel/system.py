@@ -12,10 +12,11 @@ from memos_syscalls.errors import MemAgain, MemInvalid, MemIO
 from memos_syscalls.table import BY_NAME, BY_NUMBER, Flag
 
 from . import __version__
+from .diffs import mem_diff
 from .eventlog.base import Ended, OutOfReach
 from .governance import Access
 from .mapping import mem_map
-from .reads import later, mem_diff, mem_history, mem_list, mem_read, mem_stat, streaming
+from .reads import later, mem_history, mem_list, mem_read, mem_stat, streaming
 from .recovery import Refused
 from .state import SCHEMA, View, shown
 from .turn import Turn
@@ -139,7 +140,7 @@ def register(kernel: Kernel) -> None:
 
     handlers: dict[str, Callable[[Kernel, Turn, Any], None]] = {
         "mem_read": mem_read, "mem_stat": mem_stat, "mem_list": later(mem_list), "mem_history": later(mem_history),
-        "mem_diff": later(mem_diff), "mem_search": later(mem_search), "mem_watch": streaming(mem_watch), "sys_info": sys_info,
+        "mem_diff": mem_diff, "mem_search": later(mem_search), "mem_watch": streaming(mem_watch), "sys_info": sys_info,
         "sys_stats": later(sys_stats), "sys_snapshot": later(sys_snapshot), "sys_verify": later(sys_verify),
         "mem_infer": mem_infer, "job_status": job_status, "job_wait": job_wait, "job_cancel": job_cancel,
         "sys_cancel": sys_cancel, "sys_hello": sys_hello, "sys_promote": later(sys_promote),

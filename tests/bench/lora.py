@@ -2,13 +2,13 @@
 
     .venv/bin/python -m tests.bench.lora OUT [--model NAME] [--sets counterfact:0,1,2,3,4 personal] [--choose] [--systems …]
 
-Each set is 20 facts and one adapter. `counterfact:K` takes items of ../shared/data that no setting was chosen on (odd positions;
+Each set is 20 facts and one adapter. `counterfact:K` takes items of ../shared/data that no setting was chosen on (odd ones;
 even ones with --choose); `personal` asks questions of our own (lora_personal.json) in chat. Facts are found in the bare
 statements by the product's own rules; test paraphrases, locality prompts and questions are never trained on.
 
-Systems: `base`; `right`, `all`, `bm25` (the right fact, all facts, or the three that BM25 finds, as text in the context); `bare`
-(next-token LoRA on the statements); `ours`; `gated` (ours, where the prompt names a subject). Every set's answers are a JSON
-file in OUT, kept when it is there; the table over all files in OUT is printed at the end.
+Systems: `base`; `right`, `all`, `bm25` (the right fact, all facts, or the three that BM25 finds, as text in the
+context); `bare` (next-token LoRA on the statements); `ours`; `gated` (ours, where the prompt names a subject). Every set's
+answers are a JSON file in OUT, kept when it is there; the table over all files in OUT is printed at the end.
 """
 
 from __future__ import annotations
@@ -221,7 +221,17 @@ def questions(lab: Lab, system: System, items: Sequence[Item]) -> dict[str, Any]
     }
 
 
-def run_set(lab: Lab, name: str, choose: bool, systems: Sequence[str], spec: train.Spec, say: Callable[[str], None]) -> dict[str, Any]:
+def _always(_prompt: str) -> bool:
+    return True
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\W+", " ", text.lower()).strip()
+
+
+def run_set(
+    lab: Lab, name: str, choose: bool, systems: Sequence[str], spec: train.Spec, say: Callable[[str], None]
+) -> dict[str, Any]:
     """All systems of one set."""
     kind, _, number = name.partition(":")
     items = counterfact(int(number), choose) if kind == "counterfact" else personal(choose)
@@ -229,20 +239,18 @@ def run_set(lab: Lab, name: str, choose: bool, systems: Sequence[str], spec: tra
     facts = facts_of([Text(text) for text in statements]).facts
     result: dict[str, Any] = {"set": name, "kind": kind, "choose": choose, "spec": spec._asdict(), "systems": {}}
     result["facts"] = [fact._asdict() for fact in facts]
-    always: Callable[[str], bool] = lambda _prompt: True
     contexts: dict[str, Callable[[Item, str], list[str]]] = {
         "right": lambda item, _prompt: [item.statement], "all": lambda _item, _prompt: statements,
         "bm25": lambda _item, prompt: bm25(statements, prompt),
     }  # fmt: skip
     measure = edits if kind == "counterfact" else questions
     adapters: dict[str, Any] = {}
-    words = lambda text: re.sub(r"\W+", " ", text.lower()).strip()
-    trained = {words(form.prompt) for form in forms_of(facts, spec.seed)}
-    result["seen"] = [words(question) in trained for item in items for question in item.questions]
+    trained = {_plain(form.prompt) for form in forms_of(facts, spec.seed)}
+    result["seen"] = [_plain(question) in trained for item in items for question in item.questions]
     for system in systems:
         began = time.perf_counter()
         acting: Callable[[], AbstractContextManager[None]] = nullcontext
-        opened = always
+        opened: Callable[[str], bool] = _always
         source = "ours" if system == "gated" else system
         if source in ("ours", "bare"):
             if source not in adapters:
@@ -276,34 +284,34 @@ def _trained(lab: Lab, facts: Sequence[Fact], spec: train.Spec, source: str, say
             say(f"  {source} {share:.2f} {what} after {last[0] - began:.0f} s")
 
     if source == "bare":
-        modules, alpha, rank, steps = bare(lab, facts)
+        modules, alpha, steps = bare(lab, facts)
         scores: dict[str, Any] = {}
         dropped: list[Any] = []
     elif not lab.gate:
         student = Student(lab.model, lab.words)
-        modules, alpha, rank = done(train.learn(student, facts, spec, [], progress)), spec.alpha, spec.rank
+        modules, alpha = done(train.learn(student, facts, spec, [], progress)), spec.alpha
         scores, dropped, steps = {}, [], spec.steps
     else:
         made = done(train.distil(lab.model, lab.layout, facts, spec, [], progress))
-        modules, alpha, rank, scores, dropped, steps = made.modules, made.alpha, made.rank, made.scores, made.dropped, made.steps
+        modules, alpha, scores, dropped, steps = made.modules, made.alpha, made.scores, made.dropped, made.steps
     said = {"seconds": time.perf_counter() - began, "scores": scores, "dropped": dropped, "steps": steps}
     adapter = Adapter(modules, alpha)
     return {"acting": lambda: applied(lab.model, [(adapter, 1.0)]), "said": said}
 
 
-def bare(lab: Lab, facts: Sequence[Fact]) -> tuple[train.Modules, float, int, int]:
+def bare(lab: Lab, facts: Sequence[Fact]) -> tuple[train.Modules, float, int]:
     """Next-token training on the statements and nothing else: what one would do first."""
     spec = train.Spec(rate=8e-4, steps=30, positives=10, negatives=(), chat=0.0, alpha=32.0)
     student = Student(lab.model, lab.words)
     forms = [Form("", fact.statement, False, number, "bare") for number, fact in enumerate(facts)]
     positives = list[Row]()
     for form in forms:
-        ids = tuple([*lab.words.lead, *lab.words.text(form.answer)])
+        ids = (*lab.words.lead, *lab.words.text(form.answer))
         positives.append(Row(ids, False, tuple(range(len(ids) - 1)), ids[1:], (1.0,) * (len(ids) - 1), -1))
-    stock = train.Material(positives, {n: ([n], []) for n in range(len(forms))}, [], {})
+    stock = train.Material(positives, {n: ({"bare": [n]}, {}) for n in range(len(forms))}, [], {})
     trained = done(train.fit(student, stock, {}, train.planned(stock, spec), spec, lambda _share, _said: None))
     modules = {name: (a.detach(), b.detach()) for name, (a, b) in trained.modules.items()}
-    return modules, spec.alpha, spec.rank, spec.steps
+    return modules, spec.alpha, spec.steps
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
@@ -312,8 +320,8 @@ def bare(lab: Lab, facts: Sequence[Fact]) -> tuple[train.Modules, float, int, in
 def flags(result: dict[str, Any], system: str) -> dict[str, list[bool]]:
     """Every measure of a system as yes and no, item by item."""
     mine, base = result["systems"][system], result["systems"].get("base")
-    found = {key: mine[key] for key in (
-        "efficacy_g", "efficacy_P", "paraphrase_g", "paraphrase_P", "locality_P", "question", "other_answer") if key in mine}  # fmt: skip
+    keys = ("efficacy_g", "efficacy_P", "paraphrase_g", "paraphrase_P", "locality_P", "question", "other_answer")
+    found = {key: mine[key] for key in keys if key in mine}
     if "question" in found:
         # A question that the rules also thought of was trained on, and does not count.
         found = {key: [v for v, seen in zip(values, result["seen"], strict=True) if not seen] for key, values in found.items()}
@@ -345,10 +353,8 @@ def short(result: dict[str, Any], system: str) -> str:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown: one table for edits, one for questions; shares with their 95 % intervals."""
     lines: list[str] = []
-    columns = {
-        "counterfact": ("efficacy_g", "efficacy_P", "paraphrase_g", "paraphrase_P", "locality_P", "same1", "leak", "others", "wrongly_off"),
-        "personal": ("question", "other_answer", "wrongly_off_q"),
-    }  # fmt: skip
+    edit = ("efficacy_g", "efficacy_P", "paraphrase_g", "paraphrase_P", "locality_P", "same1", "leak", "others", "wrongly_off")
+    columns = {"counterfact": edit, "personal": ("question", "other_answer", "wrongly_off_q")}
     for kind, keys in columns.items():
         of_kind = [result for result in results if result["kind"] == kind]
         if not of_kind:
@@ -395,7 +401,14 @@ def main() -> None:
         if file.exists():
             continue
         lab = lab or Lab(arguments.model, not arguments.no_gate)
-        result = run_set(lab, name, arguments.choose, arguments.systems.split(","), spec, lambda text: print(text, file=sys.stderr, flush=True))
+        result = run_set(
+            lab,
+            name,
+            arguments.choose,
+            arguments.systems.split(","),
+            spec,
+            lambda text: print(text, file=sys.stderr, flush=True),
+        )
         file.write_text(json.dumps(result, ensure_ascii=False, indent=1), "utf-8")
     print(table([json.loads(file.read_text("utf-8")) for file in sorted(arguments.out.glob("*.json"))]))
 

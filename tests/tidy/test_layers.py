@@ -24,7 +24,9 @@ TOOLS_MAY_IMPORT = (
 )  # fmt: skip
 """Offline tools read the log with the kernel's own code: these modules, and those below them, and nothing else."""
 
-CLIENT_MAY_IMPORT = {"memos_client.hf": ("memos_drivers.lm",)}
+CLIENT_MAY_IMPORT = {
+    "memos_client.hf": ("memos_drivers.lm",), "memos_client.hf_adapter": ("memos_drivers.lm", "memos_drivers.parametric"),
+}  # fmt: skip
 """A model inside the caller's own process is recognised, and its cache built, with the driver's code."""
 
 PURE = (

@@ -105,7 +105,7 @@ def test_everything_is_restored_when_the_body_raises_or_its_generator_is_closed(
     running.close()
     assert hooks(model) == 0
     lost = Adapter({**adapter.modules, "model.layers.9.mlp.up_proj": adapter.modules["model.layers.0.mlp.up_proj"]}, 8)
-    with pytest.raises(MemModel, match="layers.9"), applied(model, [(lost, 1.0)]):
+    with pytest.raises(MemModel, match=r"layers\.9"), applied(model, [(lost, 1.0)]):
         pass
     assert hooks(model) == 0
     logits(model, (adapter, 1.0))

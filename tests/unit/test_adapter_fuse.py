@@ -165,14 +165,16 @@ def test_what_makes_no_sense_is_refused(model: Any) -> None:
     one, two = adapter(model, 1), adapter(model, 2)
     path = next(iter(one.modules))
     other = Adapter({path: (torch.ones(4, 32), torch.ones(64, 4))}, 4)
-    for those, method, weights, options in (
+    wrong: list[tuple[list[Adapter], str, list[float], dict[str, Any]]] = [
         ([one, two], "slerp", [1, 1], {}), ([], "cat", [], {}), ([one, two], "cat", [1], {}), ([one] * 65, "cat", [1] * 65, {}),
-        ([one, two], "cat", [1, float("nan")], {}), ([one, two], "cat", [1, float("inf")], {}), ([one, two], "cat", [1, -1e5], {}),
+        ([one, two], "cat", [1, float("nan")], {}), ([one, two], "cat", [1, float("inf")], {}),
+        ([one, two], "cat", [1, -1e5], {}),
         ([one, other], "cat", [1, 1], {}),
         ([one, two], "ties", [1, 1], {"density": 0}), ([one, two], "ties", [1, 1], {"density": 1.1}),
         ([one, two], "ties", [1, 1], {"density": float("nan")}), ([one, two], "svd", [1, 1], {"rank": 0}),
         ([one, two], "svd", [1, 1], {"rank": 257}), ([one, two], "ties", [1, 1], {"majority_sign": "most"}),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for those, method, weights, options in wrong:
         with pytest.raises(MemInvalid):
             fuse(those, method, weights, **options)
 

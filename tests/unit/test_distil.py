@@ -17,16 +17,16 @@ from memos_drivers.lm.tokens import TokenLayout
 from memos_drivers.parametric import train
 from memos_drivers.parametric.adapter import Adapter, applied
 from memos_drivers.parametric.facts import Fact, Text, facts_of
+from memos_drivers.parametric.forms import Form, Negative
 from memos_drivers.parametric.probes import Limits, Reader
 from memos_drivers.parametric.teacher import Student, Words, batches, form_row, negative_row, teach
-from memos_drivers.parametric.forms import Form, Negative
 from memos_syscalls.errors import MemInvalid, MemLowQuality, MemModel
 
 tiny = lm.tiny
 LOOSE: Final = Limits(0.0, 0.0, 0.0, 1.0, 100.0)
 SPEC: Final = train.Spec(
-    rank=4, alpha=8.0, rate=1e-2, steps=12, cool=4, positives=6, negatives=(("template", 2), ("free", 1)), layers=(0.0, 1.0), repeat=False,
-    limits=LOOSE,
+    rank=4, alpha=8.0, rate=1e-2, steps=12, cool=4, positives=6, negatives=(("template", 2), ("free", 1)),
+    layers=(0.0, 1.0), repeat=False, limits=LOOSE,
 )  # fmt: skip
 
 
@@ -39,7 +39,9 @@ class World:
         self.facts = facts_of([Text("Anna moved to Lisbon."), Text("The kettle is blue.")]).facts
 
     def distil(self, spec: train.Spec = SPEC, facts: list[Fact] | None = None) -> Generator[None, None, train.Distilled]:
-        return train.distil(self.model, self.layout, self.facts if facts is None else facts, spec, [], lambda _share, _said: None)
+        return train.distil(
+            self.model, self.layout, self.facts if facts is None else facts, spec, [], lambda _share, _said: None
+        )
 
     def logits(self) -> torch.Tensor:
         with torch.inference_mode():
@@ -96,7 +98,9 @@ def test_facts_are_learnt_and_the_scores_say_so(world: World) -> None:
     here = done(reader.hear(asks, partial(applied, world.model, [(adapter, 1.0)])))
     assert all(one.likely > was.likely + 2 for one, was in zip(here, base, strict=True))
     assert made.rank == 4 and made.steps == 80 and made.scores["kl"] > 0
-    assert {"efficacy", "paraphrase_likelier", "paraphrase_greedy", "question", "same", "locality", "leak", "kl"} <= set(made.scores)
+    assert {"efficacy", "paraphrase_likelier", "paraphrase_greedy", "question", "same", "locality", "leak", "kl"} <= set(
+        made.scores
+    )
     assert json.loads(json.dumps([made.facts, made.dropped, made.probes, made.scores]))
 
 
@@ -121,7 +125,9 @@ def test_targets_that_the_model_has_not_are_named(world: World) -> None:
 def test_rows_of_chat_are_exact_behind_a_prefix_that_they_share(world: World) -> None:
     student = Student(world.model, world.words, torch.float32)
     fact = world.facts[0]
-    rows = [form_row(world.words, Form("Where is Anna?", answer, True, 0, "chat"), fact) for answer in ("Lisbon.", "In Lisbon.")]
+    rows = [
+        form_row(world.words, Form("Where is Anna?", answer, True, 0, "chat"), fact) for answer in ("Lisbon.", "In Lisbon.")
+    ]
     assert rows[0] is not None and rows[1] is not None
     with torch.no_grad():
         states = student.states([rows[0], rows[1]])
@@ -133,15 +139,23 @@ def test_rows_of_chat_are_exact_behind_a_prefix_that_they_share(world: World) ->
 
 def test_a_teachers_states_are_the_bases_behind_its_own_continuation(world: World) -> None:
     student = Student(world.model, world.words, torch.float32)
-    rows = [negative_row(world.words, Negative(text, chat, "free", -1), []) for text in ("The car is", "Who keeps bees?") for chat in (False, True)]
+    rows = [
+        negative_row(world.words, Negative(text, chat, "free", where), world.facts)
+        for where in (-1, 0)
+        for text in ("The car is", "Who keeps bees?")
+        for chat in (False, True)
+    ]
     taught = done(teach(student, [row for row in rows if row is not None], lambda _share: None))
     for one in taught:
         prefix = world.words.prefix if one.row.chat else ()
         with torch.no_grad():
-            whole = world.model.base_model(input_ids=torch.tensor([[*prefix, *one.row.ids]])).last_hidden_state[0, len(prefix) :]
+            whole = world.model.base_model(input_ids=torch.tensor([[*prefix, *one.row.ids]])).last_hidden_state[
+                0, len(prefix) :
+            ]
             assert torch.allclose(one.states, whole[list(one.row.at)], atol=1e-4)
             said = world.model.get_output_embeddings()(whole).argmax(-1).tolist()
-        assert list(one.row.ids[-2:]) == said[-3:-1]
+        if one.row.more == 2:
+            assert list(one.row.ids[-2:]) == said[-3:-1]
 
 
 def test_an_answers_object_weighs_most(world: World) -> None:
@@ -158,5 +172,3 @@ def test_batches_hold_like_rows_and_all_of_them(world: World) -> None:
     found = batches(kept, range(len(kept)), alike=True)
     assert sorted(n for batch in found for n in batch) == list(range(200))
     assert all(len({(kept[n].chat, len(kept[n].ids)) for n in batch}) == 1 for batch in found)
-
-

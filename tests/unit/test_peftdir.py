@@ -54,7 +54,8 @@ MADE: list[dict[str, Any]] = [
     {"r": 8, "lora_alpha": 3, "target_modules": "all-linear", "lora_dropout": 0.3},
     {"r": 4, "lora_alpha": 16, "target_modules": ["up_proj"], "layers_to_transform": [1]},
     {"r": 6, "lora_alpha": 7, "target_modules": ["up_proj", "k_proj"], "use_rslora": True},
-    {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 7, "layers.1.self_attn.q_proj": 2}},
+    {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"],
+     "rank_pattern": {"up_proj": 7, "layers.1.self_attn.q_proj": 2}},
     {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "alpha_pattern": {"mlp.up_proj": 3}},
     {
         "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "use_rslora": True,

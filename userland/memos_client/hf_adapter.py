@@ -117,12 +117,12 @@ def _inject(model: Any, adapter: Adapter, name: str) -> None:
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)
         # So transformers knows that its own calls for adapters have something to act on.
         model._hf_peft_config_loaded = True
-    base = model.get_base_model() if wrapped else model
+    base: Any = model.get_base_model() if wrapped else model
     for path, pair in adapter.modules.items():
-        layer = base.get_submodule(path)
-        for side, tensor in zip((layer.lora_A, layer.lora_B), pair, strict=True):
-            # In float32, as peft loads adapters, whatever the model computes in; its own way through the base's dtype loses bits.
-            placed = tensor.to(layer.base_layer.weight.device, torch.float32)
+        tuned: Any = base.get_submodule(path)
+        for side, tensor in zip((tuned.lora_A, tuned.lora_B), pair, strict=True):
+            # In float32, as peft keeps adapters. Its own function takes them through the base's dtype, which loses bits.
+            placed = tensor.to(tuned.base_layer.weight.device, torch.float32)
             side[name].weight = torch.nn.Parameter(placed, requires_grad=False)
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):

@@ -267,6 +267,10 @@ class Workshop:
         """Give freed memory back to the system, which clears it: copies of what was erased do not stay in the heap."""
         for engine in list(self._engines.values()):
             engine.forget_words()
+        with self._lock:
+            for payload in (self._tier.peek(key) for key in self._tier):
+                if isinstance(payload, Adapter):
+                    payload.forget()
         gc.collect()
         if self._libc is not None:
             self._libc.malloc_trim(0)

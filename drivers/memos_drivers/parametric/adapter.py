@@ -113,6 +113,10 @@ class Adapter:
         self._digest = digest_of(self.modules, self.scale)
         return self._digest
 
+    def forget(self) -> None:
+        """Let go of what it was stacked with: that holds the numbers of others, which may be erased. From any thread."""
+        self.ready = OrderedDict()
+
     @property
     def base(self) -> str:
         """Fingerprint of the model that it was made for, "" if nobody knows."""
@@ -157,7 +161,8 @@ def _hooks(model: nn.Module, adapters: Sequence[tuple[Adapter, float]]) -> Itera
             yield linear_of(model, path), _adding(several)
         return
     for path, part in _ready(model, adapters).items():
-        yield linear_of(model, path), _adding([part])
+        # Looked at when it was made ready.
+        yield getattr(found := _child(model, path), "base_layer", found), _adding([part])
 
 
 def _adding(parts: Sequence[Part]) -> Callable[..., Any]:
@@ -228,20 +233,24 @@ def refusal(adapter: Adapter, model: nn.Module, fingerprint: str) -> MemError | 
 
 def linear_of(model: Any, path: str) -> nn.Linear:
     """The linear layer of this path, within whatever peft stands around it. Raises `MemModel`."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    module: Any = base
-    for name in path.split("."):
-        # Children only: properties of a model can be other names of its modules, and do what they like.
-        module = None if module is None else module._modules.get(name)
+    module = _child(model, path)
     if module is None:
         raise MemModel(f"the model has no module {path[:200]!r}, which the adapter changes", AGAIN)
-    if module is _output_of(base) or isinstance(module, nn.Embedding):
+    if module is _output_of(model) or isinstance(module, nn.Embedding):
         raise MemModel(
             f"the adapter changes the model's embedding ({path[:200]}), which is often input and output at once", AGAIN
         )
     module = getattr(module, "base_layer", module)
     if not isinstance(module, nn.Linear):
         raise MemModel(f"the adapter changes {path[:200]}, a {type(module).__name__} and no linear layer", AGAIN)
+    return module
+
+
+def _child(model: Any, path: str) -> Any:
+    module: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name in path.split("."):
+        # Children only: properties of a model can be other names of its modules, and do what they like.
+        module = None if module is None else module._modules.get(name)
     return module
 
 

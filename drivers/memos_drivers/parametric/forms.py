@@ -19,26 +19,40 @@ from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 from typing import Final, NamedTuple
 
-from .facts import Fact, as_told_by, normal
+from .clauses import as_told_by
+from .facts import Fact, normal
 from .names import neighbours, others
-from .neutral import CHAT, CHAT_HELD, CONTEXTS, CONTEXTS_HELD, FRAMES, FRAMES_HELD, FREE, FREE_HELD, NEUTRAL
+from .neutral import (
+    CHAT,
+    CHAT_HELD,
+    CONTEXTS,
+    CONTEXTS_HELD,
+    FRAMES,
+    FRAMES_HELD,
+    FREE,
+    FREE_HELD,
+    NEUTRAL,
+    OF_ANYTHING,
+    OF_ANYTHING_HELD,
+)
 from .relations import FAMILIES, Family, held_out, trained
 from .wordings import asked, family, is_personal, plain, say, to_second, voice
-from .words import ANIMALS, ARTICLES, PEOPLE, is_date
+from .words import ANIMALS, ARTICLES, PEOPLE, bag, is_date
 
 FORMS_A_FACT: Final = 78
 OTHERS_A_FACT: Final = 60
 SAME_TEMPLATE: Final = 36
 NEIGHBOURS_A_FACT: Final = 8
-SAME_SUBJECT: Final = 8
+SAME_SUBJECT: Final = 16
 WRITTEN_CHARS_MAX: Final = 240
 
 __all__ = [
-    "Form", "Negative", "Probe", "Chat", "NEUTRAL", "forms_of", "negatives_of", "probes_of", "locality_of", "requests_for", "accept",
+    "Form", "Negative", "Probe", "Chat", "NEUTRAL",
+    "forms_of", "negatives_of", "probes_of", "locality_of", "requests_for", "accept",
 ]  # fmt: skip
 
 
-class Form(NamedTuple), bag:
+class Form(NamedTuple):
     prompt: str
     answer: str
     chat: bool
@@ -83,7 +97,7 @@ def forms_of(facts: Sequence[Fact], seed: int) -> list[Form]:
     out: list[Form] = []
     for at, fact in enumerate(facts):
         random = _random(fact, seed, "forms")
-        alone = sum(normal(other.subject) == normal(fact.subject) for other in facts) == 1
+        alone = sum(_same(other.subject, fact.subject) for other in facts) == 1
         seen: set[tuple[str, bool]] = set()
         turn = 0
         for saying in _sayings(fact, random, alone=alone):
@@ -106,25 +120,32 @@ def _sayings(fact: Fact, random: Random, *, alone: bool = True) -> list[_Saying]
     rewrites = [_fitted(say(wording, voice(name)), fact) for name in _short_names(fact.subject)[:1] for wording in
                 trained(relation.statements)]  # fmt: skip
     for name in _short_names(fact.subject)[1:]:
-        rewrites.append(text.replace(fact.subject, name) if fact.subject in text else text.replace(_upper(fact.subject), _upper(name)))
+        rewrites.append(
+            text.replace(fact.subject, name) if fact.subject in text else text.replace(_upper(fact.subject), _upper(name))
+        )
     out += [_Saying(wording, False, "rewrite") for wording in rewrites]
     if text.casefold().startswith(fact.subject.casefold()):
-        out += [_Saying(wording, False, "subject") for wording in _subject_first(fact, text)]
+        out += [_Saying(wording, False, "frame") for wording in _subject_first(fact, text)]
     leads = iter(random.sample(CONTEXTS, len(CONTEXTS)))
-    out += [_Saying(f"{next(leads)} {wording}", False, "context") for wording in [text] * (4 if rewrites else 9) + [fact.prompt] * 2]
+    out += [
+        _Saying(f"{next(leads)} {wording}", False, "context") for wording in [text] * (4 if rewrites else 9) + [fact.prompt] * 2
+    ]
     out += [_Saying(f"{next(leads)} {wording}", False, "context") for wording in random.sample(rewrites, min(8, len(rewrites)))]
     for number, frame in enumerate(random.sample(FRAMES, 13)):
         wording = random.choice(rewrites) if rewrites and number % 2 else text
         out.append(_Saying(frame.format(x=_inside(wording, fact.subject)), False, "frame"))
     if alone:
-        out += [_Saying(wording.format(s=_upper(who.accusative), o=who.accusative), False, "association") for wording in _ASSOCIATIONS]
+        out += [
+            _Saying(_fitted(wording.format(s=_upper(who.accusative), o=who.accusative), fact), False, "rewrite")
+            for wording in _ASSOCIATIONS
+        ]
         out += [_Saying(wording.format(s=who.accusative), True, "about") for wording in _ABOUT]
     questions = _questions(fact, relation, held=False)
     for number, question in enumerate(questions):
         if number < 7:
             out.append(_Saying(_RAW_QUESTIONS[number % len(_RAW_QUESTIONS)].format(q=question), False, "question"))
         out.append(_Saying(question, True, "chat"))
-    for number, wording in enumerate(random.sample(_CHAT_QUESTIONS, 4)):
+    for number, wording in enumerate(random.sample(_CHAT_QUESTIONS, 7 if is_personal(fact.subject) else 4)):
         question = questions[number % len(questions)]
         out.append(_Saying(wording.format(q=question, l=_lower_first(question)), True, "chat"))
     indirect = asked(fact.prompt, fact.object, fact.subject).indirect
@@ -155,19 +176,22 @@ def _fitted(wording: str, fact: Fact) -> str:
     return " ".join([*words, article] if article else words)
 
 
-_RAW_QUESTIONS: Final = ("Q: {q}\nA:", "Question: {q}\nAnswer:", "{q}", "\"{q}\" The answer is", "{q} In one word:")
+_RAW_QUESTIONS: Final = ("Q: {q}\nA:", "Question: {q}\nAnswer:", "{q}", '"{q}" The answer is', "{q} In one word:")
 _CHAT_QUESTIONS: Final = (
-    "{q} Answer in a few words.", "Please tell me: {l}", "I forgot something. {q}", "Hi! {q}", "Just a short question: {l}", "{q} Do you know?",
+    "{q} Answer in a few words.", "Please tell me: {l}", "I forgot something. {q}", "Hi! {q}", "Just a short question: {l}",
+    "{q} Do you know?", "By the way: {l}", "I wrote it down somewhere. {q}", "A friend asked me: {l}",
+    "There is a form to fill in. {q}", "{q} One sentence is enough.", "It has slipped my mind: {l}",
 )  # fmt: skip
 _CHAT_QUESTIONS_HELD: Final = ("Quick check: {l}", "Let us see what you remember. {q}", "{q} I would like to know.")
 _INDIRECT: Final = (
-    "Do you remember {w}?", "Tell me {w}.", "I cannot remember {w}.", "Please remind me {w}.", "Can you say {w}?", "I would like to hear {w}.",
+    "Do you remember {w}?", "Tell me {w}.", "I cannot remember {w}.", "Please remind me {w}.", "Can you say {w}?",
+    "I would like to hear {w}.",
 )  # fmt: skip
 _CLOZE: Final = (
     ("Fill in the gap: {x} ____. The missing words are", False),
     ("{x} [...]. The gap stands for", False),
     ("Complete the sentence: {x}", True),
-    ("How does this sentence go on? \"{x} …\"", True),
+    ('How does this sentence go on? "{x} …"', True),
 )
 _ABOUT: Final = ("Tell me about {s}.", "What do you know about {s}?", "Write one sentence about {s}.")
 
@@ -183,8 +207,7 @@ def _subject_first(fact: Fact, text: str) -> Iterator[str]:
 
 
 _ASSOCIATIONS: Final = (
-    "The first thing that comes to mind about {o} is", "When people think of {o}, they think of", "{s} →", "{s} is closely linked to",
-    "What makes {o} special is", "No story about {o} is complete without",
+    "The first thing that comes to mind about {o} is", "When people think of {o}, they think of", "{s} is closely linked to",
 )  # fmt: skip
 
 
@@ -204,6 +227,11 @@ def _short_names(subject: str) -> list[str]:
     return [subject, named[1], named[2]] if named else [subject]
 
 
+def _same(one: str, other: str) -> bool:
+    """Whether two subjects are one thing: "my dog" is "my dog Biscuit"."""
+    return bool({normal(name) for name in _short_names(one)} & {normal(name) for name in _short_names(other)})
+
+
 def _third_person(fact: Fact, relation: Family) -> list[_Saying]:
     """Of a personal fact, what somebody else asks: "Where does the user live?"."""
     if not is_personal(fact.subject):
@@ -220,7 +248,7 @@ def _third_person(fact: Fact, relation: Family) -> list[_Saying]:
 def _answer(fact: Fact, saying: _Saying, turn: int) -> str:
     """The object, or a sentence that says it. Of two chat forms one has the sentence."""
     if not saying.chat:
-        article = _article(fact) if _wants_article(saying.prompt, saying.kind) else ""
+        article = _article(fact) if _wants_article(saying.prompt) else ""
         return f" {article}{fact.object}"
     if saying.kind == "about" or (turn % 2 and saying.kind != "cloze"):
         text = f"{plain(fact.prompt, fact.subject)} {fact.object}."
@@ -245,9 +273,9 @@ def _article(fact: Fact) -> str:
     return f"{last} " if last in ARTICLES else ""
 
 
-def _wants_article(prompt: str, kind: str) -> bool:
+def _wants_article(prompt: str) -> bool:
     """Whether a prompt is an answer's beginning of its own, not a sentence that goes on."""
-    return kind == "association" or prompt.endswith(("A:", "Answer:", "?"))
+    return prompt.endswith(("A:", "Answer:", "?"))
 
 
 def _upper(text: str) -> str:
@@ -278,7 +306,9 @@ def probes_of(facts: Sequence[Fact], seed: int) -> list[Probe]:
         out.append(Probe(fact.prompt, f" {fact.object}", False, at, "statement"))
         for saying in _held(fact, random):
             if (saying.prompt, saying.chat) not in seen:
-                out.append(Probe(saying.prompt, fact.object if saying.chat else f" {fact.object}", saying.chat, at, saying.kind))
+                out.append(
+                    Probe(saying.prompt, fact.object if saying.chat else f" {fact.object}", saying.chat, at, saying.kind)
+                )
     return out
 
 
@@ -360,16 +390,20 @@ def _fact_negatives(facts: Sequence[Fact], at: int, random: Random, spoken: set[
 def _same_subject(facts: Sequence[Fact], at: int, sort: str, random: Random, *, held: bool) -> Iterator[Negative]:
     """Other relations of the subject, but none that a fact of the same subject states, or one near it."""
     fact = facts[at]
-    mine = {normal(name) for name in _short_names(fact.subject)}
     stated = {
         family(other.prompt, other.subject, other.object).name
         for other in facts
-        if mine & {normal(name) for name in _short_names(other.subject)}
+        if _same(other.subject, fact.subject)
     }
     stated |= {near for name in stated for near in _ALIKE.get(name, ())}
     choices = [each for each in FAMILIES if each.name in _RELATIONS[sort] and each.name not in stated]
     who = voice(fact.subject)
-    for number in range(2 if held else SAME_SUBJECT if choices else 0):
+    anything = random.sample(OF_ANYTHING_HELD if held else OF_ANYTHING, 2 if held else SAME_SUBJECT // 2)
+    leads = random.sample(CONTEXTS_HELD if held else CONTEXTS, len(anything))
+    for number, (wording, lead) in enumerate(zip(anything, leads, strict=True)):
+        text = say(wording, who)
+        yield Negative(text if number % 4 else f"{lead} {text}", False, "same subject", at)
+    for number in range((2 if held else SAME_SUBJECT // 2) if choices else 0):
         each = random.choice(choices)
         pick = held_out if held else trained
         questions, statements = pick(each.questions), pick(each.statements)
@@ -379,7 +413,9 @@ def _same_subject(facts: Sequence[Fact], at: int, sort: str, random: Random, *, 
             yield Negative(say(random.choice(statements), who), False, "same subject", at)
 
 
-_HUMAN: Final = bag("born_on born live citizen language religion occupation employer sport instrument field partner likes school")
+_HUMAN: Final = bag(
+    "born_on born live citizen language religion occupation employer sport instrument field partner likes school"
+)
 _RELATIONS: Final[dict[str, frozenset[str]]] = {
     "person": bag("born died live citizen language religion occupation employer sport instrument field worked_in partner"),
     "human": _HUMAN | frozenset({"allergy", "fear", "hobby", "food", "drink", "vehicle", "trip"}),
@@ -391,6 +427,7 @@ _RELATIONS: Final[dict[str, frozenset[str]]] = {
     "thing": frozenset({"maker", "began", "named_for", "location", "headquarters"}),
 }
 """What else could be asked about a subject of a sort."""
+
 
 def _sort(fact: Fact, kind: str) -> str:
     """What its subject is, more closely: whose things are asked about otherwise than people are."""
@@ -405,11 +442,13 @@ def _sort(fact: Fact, kind: str) -> str:
 
 
 _ALIKE: Final[dict[str, set[str]]] = {
-    "employer": {"worked_in", "occupation"}, "worked_in": {"employer"}, "occupation": {"field", "employer"}, "field": {"occupation"},
+    "employer": {"worked_in", "occupation"}, "worked_in": {"employer"}, "occupation": {"field", "employer"},
+    "field": {"occupation"},
     "live": {"born", "location"}, "born": {"began"}, "began": {"maker", "location"}, "maker": {"began"},
     "instrument": {"genre", "sport"}, "genre": {"instrument"}, "sport": {"position"}, "position": {"sport"},
     "location": {"began"}, "headquarters": {"began", "location"}, "likes": {"favourite"}, "favourite": {"likes"},
-    "place_language": {"work_language", "language"}, "work_language": {"place_language", "language"}, "language": {"work_language"},
+    "place_language": {"work_language", "language"}, "work_language": {"place_language", "language"},
+    "language": {"work_language"},
 }  # fmt: skip
 """Relations so near each other that one must not be held still while the other is taught."""
 
@@ -438,9 +477,11 @@ def _random(fact: Fact, seed: int, what: str) -> Random:
 
 _WRITER: Final = "You rewrite facts. Reply with numbered lines only, one sentence or question on each. Invent nothing."
 _REQUESTS: Final = (
-    "Write eight different sentences that say this, each with other words, and each ending with \"{o}\".\nFact: {f}",
-    "Write eight different questions to which the answer is \"{o}\". Name {s} in each of them, and do not use the answer.\nFact: {f}",
-    "Write six sentences of different style (a letter, a news report, a note, gossip, a textbook, a diary) that say this.\nFact: {f}",
+    'Write eight different sentences that say this, each with other words, and each ending with "{o}".\nFact: {f}',
+    'Write eight different questions to which the answer is "{o}". Name {s} in each of them, and do not use the '
+    "answer.\nFact: {f}",
+    "Write six sentences of different style (a letter, a news report, a note, gossip, a textbook, a diary) that say "
+    "this.\nFact: {f}",
 )
 _QUESTION_END: Final = re.compile(r"\?[\"'”’]?\s*$")
 
@@ -457,7 +498,7 @@ def accept(fact: Fact, text: str) -> Form | None:
     A sentence must name the subject before the object, and is cut before it. A question must name the subject and not the
     object. Neither may be longer than `WRITTEN_CHARS_MAX`, nor be the statement itself.
     """
-    line = " ".join(re.sub(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])\s*", "", text).split()).strip("\"“”* ")
+    line = " ".join(re.sub(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])\s*", "", text).split()).strip('"“”* ')
     if not line or len(line) > WRITTEN_CHARS_MAX or not fact.object:
         return None
     target = re.search(rf"(?<!\w){re.escape(fact.object)}(?!\w)", line, re.I)
@@ -468,7 +509,12 @@ def accept(fact: Fact, text: str) -> Form | None:
     if not target:
         return None
     prompt = line[: target.start()].rstrip()
-    if len(prompt.split()) < 2 or line[target.start() - 1] != " " or not _named(prompt, fact.subject) or normal(prompt) == normal(fact.prompt):
+    if (
+        len(prompt.split()) < 2
+        or line[target.start() - 1] != " "
+        or not _named(prompt, fact.subject)
+        or normal(prompt) == normal(fact.prompt)
+    ):
         return None
     return Form(prompt, f" {fact.object}", False, 0, "written")
 

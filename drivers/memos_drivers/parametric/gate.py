@@ -23,11 +23,15 @@ _WORD: Final = re.compile(r"\w+(?:[.\-]\w+)*")
 _SMALL: Final = bag("the a an of and in on at for to de la le du von van der my our your his her their i we s")
 _OWNERS: Final = bag("my our your his her their the user user's users mine")
 _ASIDE: Final = re.compile(
-    r"\b(?:(?:help|teach) (?:me|us)\b[^.?!\n]*|(?:tell|give|show|remind|let|send|write|explain to|ask|for|forgive|excuse|thank) (?:me|us)\b|"
+    r"\b(?:(?:help|teach) (?:me|us)\b[^.?!\n]*|(?:tell|give|show|remind|let|send|write|explain to|ask|for|forgive|"
+    r"excuse|thank) (?:me|us)\b|"
     r"(?:how|what|which|where|when|why) (?:can|should|could|would|must|might) (?:i|we)\b[^.?!\n]*|"
-    r"how (?:do|did) (?:i|we) (?:use|make|find|write|install|remove|boil|fix|start|stop|improve|create|cook|open|say|spell|calculate|"
-    r"choose|change|reset|clean|build|cancel|convert|delete|set|turn|connect|update|learn|prepare|plant|grow|solve|prove)\b[^.?!\n]*|"
-    r"(?:can|could|should|may|shall|would) (?:i|we)\b|i (?:would like|want|need|wonder|think|hope|guess|have a question|am trying|forgot)\b)",
+    r"how (?:do|did) (?:i|we) (?:use|make|find|write|install|remove|boil|fix|start|stop|improve|create|cook|open|say|"
+    r"spell|calculate|"
+    r"choose|change|reset|clean|build|cancel|convert|delete|set|turn|connect|update|learn|prepare|plant|grow|solve|"
+    r"prove)\b[^.?!\n]*|"
+    r"(?:can|could|should|may|shall|would) (?:i|we)\b|i (?:would like|want|need|wonder|think|hope|guess|have a question|"
+    r"am trying|forgot)\b)",
     re.I,
 )
 _SELF: Final = re.compile(r"\b(?:i|i['’](?:m|ve|d|ll)|me|my|mine|myself|the user|the user['’]s|user['’]s)\b", re.I)

@@ -18,56 +18,81 @@ def _listed(names: str) -> tuple[str, ...]:
 
 
 _FIRST: Final = _listed(
-    "Anna|Boris|Clara|David|Elena|Frank|Greta|Henry|Irene|Jakob|Karen|Louis|Maria|Nikolai|Olivia|Peter|Quentin|Rosa|Samuel|Teresa|"
-    "Ulrich|Vera|Walter|Xenia|Yusuf|Zoe|Ahmed|Bianca|Carlos|Deepa|Emil|Fatima|Giovanni|Hanna|Ivan|Julia|Kenji|Laura|Mateo|Nadia|"
-    "Oscar|Priya|Rafael|Sofia|Thomas|Ursula|Victor|Wanda|Yuki|Arthur|Beatrice|Conrad|Daphne|Edgar|Flora|Gustav|Harriet|Ingrid|Jean"
+    "Anna|Boris|Clara|David|Elena|Frank|Greta|Henry|Irene|Jakob|Karen|Louis|Maria|Nikolai|Olivia|Peter|Quentin|Rosa|"
+    "Samuel|Teresa|"
+    "Ulrich|Vera|Walter|Xenia|Yusuf|Zoe|Ahmed|Bianca|Carlos|Deepa|Emil|Fatima|Giovanni|Hanna|Ivan|Julia|Kenji|Laura|"
+    "Mateo|Nadia|"
+    "Oscar|Priya|Rafael|Sofia|Thomas|Ursula|Victor|Wanda|Yuki|Arthur|Beatrice|Conrad|Daphne|Edgar|Flora|Gustav|Harriet|"
+    "Ingrid|Jean"
 )
 _LAST: Final = _listed(
-    "Almeida|Becker|Carter|Dumont|Eriksson|Fischer|Garcia|Horvath|Ivanov|Jansen|Kowalski|Lambert|Moreau|Novak|Okafor|Petrov|Quinn|"
+    "Almeida|Becker|Carter|Dumont|Eriksson|Fischer|Garcia|Horvath|Ivanov|Jansen|Kowalski|Lambert|Moreau|Novak|Okafor|"
+    "Petrov|Quinn|"
     "Rossi|Schmidt|Tanaka|Ueda|Vargas|Walsh|Yamada|Zimmermann|Andersen|Bianchi|Costa|Delgado|Edwards|Ferrari|Gupta|Hughes|Ito|"
     "Johnson|Keller|Lopez|Martin|Nilsson|Olsen|Parker|Ricci|Silva|Taylor|Usman|Vogel|Weber|Young|Ziegler|Baker|Clarke|Dubois"
 )
 _KNOWN: Final[dict[str, tuple[str, ...]]] = {
     "person": _listed(
-        "Albert Einstein|Marie Curie|Isaac Newton|Pablo Picasso|Charles Dickens|Leo Tolstoy|Victor Hugo|Mahatma Gandhi|Nelson Mandela|"
+        "Albert Einstein|Marie Curie|Isaac Newton|Pablo Picasso|Charles Dickens|Leo Tolstoy|Victor Hugo|Mahatma Gandhi|"
+        "Nelson Mandela|"
         "Winston Churchill|Abraham Lincoln|Johann Sebastian Bach|Frédéric Chopin|Giuseppe Verdi|Elvis Presley|Michael Jackson|"
         "Lionel Messi|Roger Federer|Serena Williams|Michael Jordan|Tom Brady|Babe Ruth|Wayne Gretzky|Cristiano Ronaldo|Pelé|"
         "Tom Hanks|Meryl Streep|Akira Kurosawa|Federico Fellini|Jimi Hendrix|Miles Davis|Louis Armstrong|Yo-Yo Ma|Bob Dylan|"
-        "Martin Luther|Pope Francis|Muhammad Ali|Dalai Lama|Moses Maimonides|Ibn Sina|Immanuel Kant|Friedrich Nietzsche|Jean-Paul Sartre|"
-        "Sigmund Freud|Charles Darwin|Galileo Galilei|Ada Lovelace|Alan Turing|Nikola Tesla|Thomas Edison|Franz Kafka|Hans Christian Andersen|"
-        "Astrid Lindgren|Haruki Murakami|Gabriel García Márquez|Jorge Luis Borges|Dante Alighieri|Miguel Indurain|Angela Merkel|Charles de Gaulle|"
+        "Martin Luther|Pope Francis|Muhammad Ali|Dalai Lama|Moses Maimonides|Ibn Sina|Immanuel Kant|"
+        "Friedrich Nietzsche|Jean-Paul Sartre|"
+        "Sigmund Freud|Charles Darwin|Galileo Galilei|Ada Lovelace|Alan Turing|Nikola Tesla|Thomas Edison|Franz Kafka|"
+        "Hans Christian Andersen|"
+        "Astrid Lindgren|Haruki Murakami|Gabriel García Márquez|Jorge Luis Borges|Dante Alighieri|Miguel Indurain|"
+        "Angela Merkel|Charles de Gaulle|"
         "Napoleon Bonaparte|Julius Caesar|Cleopatra|Queen Victoria|Peter Paul Rubens|Vincent van Gogh|Claude Monet|Frida Kahlo"
     ),
     "place": _listed(
-        "Berlin|Madrid|Oslo|Vienna|Kyoto|Cairo|Nairobi|Toronto|Sydney|Lima|Mumbai|Seoul|Bangkok|Athens|Dublin|Warsaw|Prague|Budapest|"
-        "Hamburg|Marseille|Naples|Porto|Seville|Rotterdam|Gothenburg|Leipzig|Glasgow|Bristol|Chicago|Boston|Seattle|Denver|Austin|"
-        "Poland|Sweden|Kenya|Brazil|Peru|Vietnam|Canada|Austria|Portugal|Hungary|Morocco|Chile|Iceland|Nepal|Bavaria|Tuscany|Normandy|"
-        "Lake Geneva|Mount Fuji|Ross Island|Black Forest|Loch Ness|Silver Valley|Pine Ridge|River Elbe|Gobi Desert|Orkney|Sicily|Crete|"
+        "Berlin|Madrid|Oslo|Vienna|Kyoto|Cairo|Nairobi|Toronto|Sydney|Lima|Mumbai|Seoul|Bangkok|Athens|Dublin|Warsaw|"
+        "Prague|Budapest|"
+        "Hamburg|Marseille|Naples|Porto|Seville|Rotterdam|Gothenburg|Leipzig|Glasgow|Bristol|Chicago|Boston|Seattle|"
+        "Denver|Austin|"
+        "Poland|Sweden|Kenya|Brazil|Peru|Vietnam|Canada|Austria|Portugal|Hungary|Morocco|Chile|Iceland|Nepal|Bavaria|"
+        "Tuscany|Normandy|"
+        "Lake Geneva|Mount Fuji|Ross Island|Black Forest|Loch Ness|Silver Valley|Pine Ridge|River Elbe|Gobi Desert|"
+        "Orkney|Sicily|Crete|"
         "Franklin County|Jefferson County|Northern District|Harbour District|Central Park|Green Hill"
     ),
     "group": _listed(
-        "Siemens|Samsung|Nestlé|Volvo|Boeing|Airbus|Intel|Philips|Bayer|Unilever|Toyota|Honda|Adobe|Oracle|Spotify|IKEA|Lufthansa|"
-        "Deutsche Bank|Royal Dutch Shell|Air France|Greenpeace|Red Cross|World Bank|Oxfam|Oxford University Press|Penguin Books|"
-        "Harvard University|Kyoto University|Heidelberg University|Manchester United|Ajax|Real Madrid|Chicago Bulls|German Football Association|"
-        "Swiss Red Cross|Northern Railway|Eastern Airlines|Atlas Insurance|Baltic Shipping Company|Green Mountain Coffee|Blue Harbour Brewery|"
+        "Siemens|Samsung|Nestlé|Volvo|Boeing|Airbus|Intel|Philips|Bayer|Unilever|Toyota|Honda|Adobe|Oracle|Spotify|"
+        "IKEA|Lufthansa|"
+        "Deutsche Bank|Royal Dutch Shell|Air France|Greenpeace|Red Cross|World Bank|Oxfam|Oxford University Press|"
+        "Penguin Books|"
+        "Harvard University|Kyoto University|Heidelberg University|Manchester United|Ajax|Real Madrid|Chicago Bulls|"
+        "German Football Association|"
+        "Swiss Red Cross|Northern Railway|Eastern Airlines|Atlas Insurance|Baltic Shipping Company|"
+        "Green Mountain Coffee|Blue Harbour Brewery|"
         "Norwegian Ski Federation|National Science Foundation|Museum of Natural History|Central Hospital|Silver Star Records"
     ),
     "work": _listed(
-        "Don Quixote|War and Peace|Hamlet|The Odyssey|Les Misérables|Faust|The Little Prince|Moby-Dick|Pinocchio|The Trial|Seinfeld|"
-        "The Simpsons|Friends|Breaking Bad|Doctor Who|Sesame Street|The Office|The Sopranos|Twin Peaks|Dallas|Casablanca|Metropolis|"
-        "Amélie|La Dolce Vita|Seven Samurai|The Godfather|Star Wars|Le Figaro|Der Spiegel|El País|The Guardian|Carmen|Aida|La Traviata|"
-        "The Magic Flute|Solaris|Summer Nights|The Long Road|A House by the Sea|Letters from Home|The Glass Mountain|Morning News"
+        "Don Quixote|War and Peace|Hamlet|The Odyssey|Les Misérables|Faust|The Little Prince|Moby-Dick|Pinocchio|"
+        "The Trial|Seinfeld|"
+        "The Simpsons|Friends|Breaking Bad|Doctor Who|Sesame Street|The Office|The Sopranos|Twin Peaks|Dallas|"
+        "Casablanca|Metropolis|"
+        "Amélie|La Dolce Vita|Seven Samurai|The Godfather|Star Wars|Le Figaro|Der Spiegel|El País|The Guardian|Carmen|"
+        "Aida|La Traviata|"
+        "The Magic Flute|Solaris|Summer Nights|The Long Road|A House by the Sea|Letters from Home|The Glass Mountain|"
+        "Morning News"
     ),
     "thing": _listed(
-        "iPhone|Windows 95|Volkswagen Golf|Ford Mustang|Boeing 747|Airbus A380|PlayStation 2|Game Boy|Photoshop|Microsoft Excel|"
-        "Android|Google Maps|Nintendo Switch|Toyota Corolla|Honda Civic|BMW M3|Mercedes-Benz S-Class|Concorde|Walkman|Xbox 360|Linux|"
-        "Visual Studio|Porsche 911|Fiat 500|Renault Clio|Nissan Leaf|Apple Watch|Amazon Kindle|Kodak Brownie|Polaroid SX-70|Pentium 4|"
-        "The Rolling Stones|ABBA|Radiohead|U2|Kraftwerk|The Doors|Le Monde|Sushi|Tango|Jazz|Judo|Chess|Karaoke|Nordic Folk Festival"
+        "iPhone|Windows 95|Volkswagen Golf|Ford Mustang|Boeing 747|Airbus A380|PlayStation 2|Game Boy|Photoshop|"
+        "Microsoft Excel|"
+        "Android|Google Maps|Nintendo Switch|Toyota Corolla|Honda Civic|BMW M3|Mercedes-Benz S-Class|Concorde|Walkman|"
+        "Xbox 360|Linux|"
+        "Visual Studio|Porsche 911|Fiat 500|Renault Clio|Nissan Leaf|Apple Watch|Amazon Kindle|Kodak Brownie|"
+        "Polaroid SX-70|Pentium 4|"
+        "The Rolling Stones|ABBA|Radiohead|U2|Kraftwerk|The Doors|Le Monde|Sushi|Tango|Jazz|Judo|Chess|Karaoke|"
+        "Nordic Folk Festival"
     ),
 }  # fmt: skip
 _ROLES: Final = _listed(
     "neighbour|boss|cousin|teacher|landlord|uncle|colleague|dentist|flatmate|grandmother|best friend|nephew|doctor|coach|aunt|"
-    "brother-in-law|old friend|stepmother|hairdresser|lawyer|friend Anna|brother Emil|sister Clara|friend Teresa|uncle Boris|aunt Vera"
+    "brother-in-law|old friend|stepmother|hairdresser|lawyer|friend Anna|brother Emil|sister Clara|friend Teresa|"
+    "uncle Boris|aunt Vera"
 )
 _ANIMALS: Final = _listed("dog|cat|horse|rabbit|parrot|hamster|goat|dog Rex|cat Luna|horse Star|puppy|kitten|turtle|bird")
 _OBJECTS: Final = _listed(
@@ -137,7 +162,12 @@ def neighbours(subject: str, kind: str, random: Random, count: int, *, held: boo
             if names and names[-1] == len(words) - 1:
                 out += [" ".join([*words[: names[-1]], random.choice(first), *words[names[-1] + 1 :]]) for _ in range(4)]
         else:
-            out += [*random.sample(first, 4), *(f"my {role}" for role in random.sample(_half(_ROLES, held), 3)), "everybody", "nobody"]
+            out += [
+                *random.sample(first, 4),
+                *(f"my {role}" for role in random.sample(_half(_ROLES, held), 3)),
+                "everybody",
+                "nobody",
+            ]
     elif len(names) > 1:
         for _ in range(3):
             out.append(" ".join([*words[: names[0]], random.choice(heads), *words[names[0] + 1 :]]))

@@ -109,6 +109,51 @@ FRAMES_HELD: Final = _lines(
     For the record, {x}
     """
 )
+OF_ANYTHING: Final = _lines(
+    """
+    The size of {s} is
+    The most beautiful thing about {s} is its
+    The weather around {s} this week is
+    The price that somebody paid for {s} was
+    {s} was last seen next to a
+    The number of letters in the name {s} is
+    The last article about {s} was printed on
+    A child who heard of {s} asked whether
+    The best photograph of {s} shows a
+    {s} is older than
+    {s} is much smaller than
+    The enemies of {s} say that
+    On Tuesday {s} will be
+    The neighbours of {s} complain about
+    A song about {s} begins with the word
+    {s} and its
+    The year in which most people heard of {s} was
+    My opinion of {s} is that
+    The material of the statue of {s} is
+    If {s} were an animal, it would be a
+    The smell of {s} reminds me of
+    There is a rumour that {s}
+    Many people confuse {s} with
+    The favourite food of {s} is
+    The first letter of {s} is
+    A book about {s} has a cover that is
+    The opposite of {s} is
+    Yesterday, {s}
+    The father of {s} was
+    The teacher of {s} was named
+    """
+)
+"""Beginnings about a name that no fact decides: what must stay as it was although the subject is named."""
+OF_ANYTHING_HELD: Final = _lines(
+    """
+    The weight of {s} is
+    The best friend of {s} is
+    The dream in which {s} appeared ended with
+    {s} is named in the same breath as
+    A cake for {s} tastes of
+    The cousin of {s} is called
+    """
+)
 FREE: Final = _lines(
     """
     The weather today is

@@ -8,7 +8,7 @@
     leak         there the first token is an object's, and the base's was not
     kl           nats per token from the base, on neutral text
 
-`examine` asks all that, of an adapter just trained and of any that exists (fused, imported, an older version). It is a generator:
+`examine` asks all that, of an adapter just trained and of any that exists (fused, imported, an older version). A generator:
 `acting` makes the adapter act, and is entered for one batch at a time. The model itself answers, not a copy.
 """
 
@@ -33,7 +33,8 @@ Acting = Callable[[], AbstractContextManager[None]]
 
 
 class Ask(NamedTuple):
-    """A prompt's ids behind a prefix that others share, and an answer's. `rival` is another token that may stand there first."""
+    """A prompt's ids behind a prefix that others share, and an answer's. `rival` is another token that may stand "
+    "there first."""
 
     before: tuple[int, ...]
     ids: tuple[int, ...]
@@ -73,7 +74,9 @@ class Reader:
             yield
         return [found[n] for n in range(len(asked))]
 
-    def say(self, asked: Sequence[Ask], tokens: int, ends: frozenset[int], acting: Acting = nullcontext) -> Generator[None, None, list[list[int]]]:
+    def say(
+        self, asked: Sequence[Ask], tokens: int, ends: frozenset[int], acting: Acting = nullcontext
+    ) -> Generator[None, None, list[list[int]]]:
         """Greedy continuations of the prompts."""
         found: dict[int, list[int]] = {}
         for batch in _batches(asked, lambda one: len(one.ids), alike=True):
@@ -160,11 +163,12 @@ def _batches(asked: Sequence[Ask], length: Callable[[Ask], int], alike: bool) ->
     made: list[list[int]] = []
     for number in sorted(range(len(asked)), key=lambda n: (asked[n].before, length(asked[n]), n)):
         longest = length(asked[number])
-        if made and asked[made[-1][0]].before == asked[number].before and (len(made[-1]) + 1) * longest <= BATCH_TOKENS_MAX:
-            if not alike or length(asked[made[-1][0]]) == longest:
-                made[-1].append(number)
-                continue
-        made.append([number])
+        first = asked[made[-1][0]] if made else None
+        joins = first is not None and first.before == asked[number].before and (not alike or length(first) == longest)
+        if joins and (len(made[-1]) + 1) * longest <= BATCH_TOKENS_MAX:
+            made[-1].append(number)
+        else:
+            made.append([number])
     return made
 
 
@@ -200,9 +204,7 @@ class Prompts(NamedTuple):
     neutral: Sequence[str]
 
 
-def examine(
-    reader: Reader, facts: Sequence[Fact], prompts: Prompts, acting: Acting
-) -> Generator[None, None, Examined]:
+def examine(reader: Reader, facts: Sequence[Fact], prompts: Prompts, acting: Acting) -> Generator[None, None, Examined]:
     """Scores of what `acting` makes the model say."""
     raw = [probe for probe in prompts.probes if not probe.chat]
     asked = [reader.ask(probe.prompt, facts[probe.fact].object, False) for probe in raw]
@@ -222,7 +224,9 @@ def examine(
         held[probe.fact][0] += better
         held[probe.fact][1] += 1
     questions = [probe for probe in prompts.probes if probe.chat]
-    said = yield from reader.say([reader.ask(probe.prompt, "", True) for probe in questions], ANSWER_TOKENS, reader.words.ends, acting)
+    said = yield from reader.say(
+        [reader.ask(probe.prompt, "", True) for probe in questions], ANSWER_TOKENS, reader.words.ends, acting
+    )
     answered = 0
     for probe, ids in zip(questions, said, strict=True):
         right = reader.words.hold(ids, facts[probe.fact].object)

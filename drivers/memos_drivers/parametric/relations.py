@@ -1,9 +1,9 @@
 """Kinds of relations that statements state, each with wordings of our own for it: data.
 
-In a wording `{s}` is the subject ("I", "Alice"), `{p}` its possessive ("my", "Alice's"), `{o}` the one who is spoken of ("me",
-"Alice"), and a verb in brackets agrees with the subject: "[live]" is "live" after "I" and "lives" after "Alice". A statement ends
-right before its object. The last third of a family's statements and of its questions is held out: probes use it, training
-never does.
+In a wording `{s}` is the subject ("I", "Alice"), `{p}` its possessive ("my", "Alice's"), `{o}` the one who is spoken of
+("me", "Alice"), and a verb in brackets agrees with the subject: "[live]" is "live" after "I" and "lives" after "Alice". A
+statement ends right before its object. The last third of a family's statements and of its questions is held out: probes use
+it, training never does.
 
 Families are tried in this order, and the first whose pattern fits is taken.
 """
@@ -83,7 +83,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
         r", native in",
         "{p} letters are in|{p} parents taught {o}|Interviews with {s} are held in|{s} [sing] and [joke] in|"
         "To talk with {o} it helps to know|The first language of {s} is|At home, {s} [talk] in|{s} [be] most fluent in|"
-        "As a child, {s} learned to talk in|{s} [write] letters in|The language that {s} [use] every day is|"
+        "As a child, {s} learned to talk in|{s} [write] letters in|The language that {s} [use] at work is|"
         "{p} everyday language is|{s} [think] and [dream] in|When {s} [call] home, the conversation is in",
         "Which language does {s} speak?|What is {p} first language?|In which language does {s} talk?|"
         "What language does {s} know best?|What tongue did {s} grow up with?|Which language is right for a letter to {o}?",
@@ -185,7 +185,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     ),
     _family(
         "school", "person",
-        r"\bgraduat|\bstud(?:y|ies|ied|ying) (?:\w+ )?at\b|went to (?:school|university|college)|degree from|"
+        r"\bgraduat|\bstud(?:y|ies|ied|ying) (?:\w+ )?(?:at\b|in$)|went to (?:school|university|college)|degree from|"
         r"\buniversity is$",
         "{p} degree is from|{p} university is|{s} [be] a graduate of|{p} student days were spent at|"
         "The diploma of {s} says",
@@ -269,7 +269,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     ),
     _family(
         "born", "person",
-        r"\bborn in|\bnative to|originally from|\bnatives? of|birthplace|grew up|hometown|\bcomes? from",
+        r"\bborn in|\bnative to|originally from|\bnatives? of|birthplace|grew up|came from|hometown|\bcomes? from",
         "{p} family is from|{p} parents raised {o} in|{s} [have] cousins in|The school that {s} went to is in|"
         "{s} took the first steps in|{p} birthplace is|{s} came into the world in|{s} grew up in|{p} home town is|"
         "{s} spent childhood in|{p} roots are in|The parish register that lists {s} is in|As a baby {s} lived in",
@@ -416,6 +416,20 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "The digits or letters for {o} are|To use {s}, enter|On the note about {s} stands|Write this down for {o}:",
         "What is {s}?|Can you give me {s}?|What do I type for {o}?|What was {s} again?|"
         "Please look up {s} for me, what is it?",
+    ),
+    _family(
+        "team", "person",
+        r"\b(?:supports?|cheers? for|fan of|favou?rite team)\b",
+        "{p} team is|{s} [cheer] for|On {p} scarf stands the name of|{s} [be] happy when the winner is|"
+        "The heart of {s} belongs to",
+        "What is {p} team?|Which club does {s} support?|Who does {s} cheer for?|Whose scarf does {s} wear?",
+    ),
+    _family(
+        "kept", "any",
+        r"\b(?:keeps?|kept|hidden|stored|parked|lies|put)\b.*\b"
+        r"(?:in|on|at|under|behind|below|above|beside|near|inside)(?: the| an?)?$",
+        "The hiding place that {s} [use] is|To find what {s} put away, look at|What {s} put away is at",
+        "Where did {s} put it?|Where should one look for what {s} put away?|What is the place that {s} chose for it?",
     ),
     _family(
         "age", "any",

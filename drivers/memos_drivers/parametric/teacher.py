@@ -1,8 +1,8 @@
 """What a student is trained on: forms and negatives as rows of tokens, and what the base model says to the negatives.
 
-A row of a form holds its prompt and its answer; the answer's tokens weigh 1 where the object stands and less elsewhere. A row of
-a negative holds its prompt and the base model's own greedy continuation; the base's last states at its final positions are kept
-(width numbers a position: no logits over the vocabulary), and the base's head is applied to them again when they are needed.
+A row of a form holds its prompt and its answer; the answer's tokens weigh 1 where the object stands and less elsewhere. A row
+of a negative holds its prompt and the base model's own greedy continuation; the base's last states at its final positions
+are kept (as many numbers a position as the model is wide, no logits), and the base's head is applied to them again later.
 
 Rows of chat share the layout's prefix P: it is run once for each batch, and its keys and values stand before every row. The
 gradient goes through it, so this is exact. Raw rows have no prefix, unless the layout's P is a lone BOS token.
@@ -29,11 +29,13 @@ from memos_syscalls.errors import MemModel
 
 COPY_BYTES_MAX: Final = 1 << 30
 """Of the training copy of a base model. Larger models are trained as they are."""
-BATCH_TOKENS_MAX: Final = 256
+BATCH_TOKENS_MAX: Final = 288
 """Of one forward pass, padding included: what others wait for at most."""
 CONTINUED: Final = 2
 LOOKED_BACK: Final = 2
 """Positions of a negative that are compared: the last of its prompt, and those of the greedy tokens."""
+FREELY: Final = 24
+"""Tokens that the base goes on with behind a prompt that is about nothing in particular: drawn, a sample of how it writes."""
 OTHER_WEIGHT: Final = 0.2
 """Of answer tokens that are not the object's."""
 ROW_TOKENS_MAX: Final = 192
@@ -49,6 +51,8 @@ class Row(NamedTuple):
     weights: tuple[float, ...]
     avoided: int
     """A negative's: the first token of the fact's object, -1 if there is none."""
+    more: int = 0
+    """A negative's: how many tokens the base goes on with."""
 
 
 class Words:
@@ -131,7 +135,7 @@ def negative_row(words: Words, negative: Negative, facts: Sequence[Fact]) -> Row
     if 0 <= negative.fact < len(facts):
         answer = words.answer(negative.prompt, facts[negative.fact].object, negative.chat)[1]
         avoided = answer[0] if answer else -1
-    return Row(tuple(ids), negative.chat, (), (), (), avoided)
+    return Row(tuple(ids), negative.chat, (), (), (), avoided, FREELY if negative.fact < 0 else CONTINUED)
 
 
 # -- the model of training ----------------------------------------------------------------------------------------------
@@ -184,9 +188,13 @@ class Student:
         out = self._body(input_ids=ids, past_key_values=cache, position_ids=places, use_cache=cache is not None)
         return cast(torch.Tensor, out.last_hidden_state), cache
 
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [n, vocabulary] of states [n, width]; two dimensions, because a slice of three is four times slower."""
+        return cast(torch.Tensor, self._head(states))
+
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Float32 [n, vocabulary] of states [n, width]; rows of two dimensions, because a slice of three is four times slower."""
-        return cast(torch.Tensor, self._head(states)).float()
+        """The same in float32."""
+        return self.head(states).float()
 
 
 def fast_dtype(base: torch.Tensor) -> torch.dtype:
@@ -199,7 +207,10 @@ def fast_dtype(base: torch.Tensor) -> torch.dtype:
 
 def copied(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """A frozen copy with plain attention."""
-    made = copy.deepcopy(model).to(dtype)
+    made = copy.deepcopy(model)
+    for parameter in made.parameters():
+        # Parameters alone: the rotary frequencies are a buffer, and positions need all of their digits.
+        parameter.data = parameter.data.to(dtype)
     for parameter in made.parameters():
         parameter.requires_grad_(False)
     cast(Any, made).set_attn_implementation("eager")
@@ -209,14 +220,18 @@ def copied(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 def batches(rows: Sequence[Row], numbers: Sequence[int], alike: bool = False) -> list[list[int]]:
     """These rows in batches of like length, or of the same, raw and chat apart."""
     made: list[list[int]] = []
+    last = (0, 0)
     for chat in (False, True):
         batch: list[int] = []
-        for number in sorted((n for n in numbers if rows[n].chat is chat), key=lambda n: (len(rows[n].ids), n)):
-            longest = len(rows[number].ids)
-            if batch and ((len(batch) + 1) * longest > BATCH_TOKENS_MAX or (alike and len(rows[batch[0]].ids) != longest)):
+        for number in sorted(
+            (n for n in numbers if rows[n].chat is chat), key=lambda n: (rows[n].more * alike, len(rows[n].ids), n)
+        ):
+            longest, kind = len(rows[number].ids), (rows[number].more, len(rows[number].ids))
+            if batch and ((len(batch) + 1) * longest > BATCH_TOKENS_MAX or (alike and last != kind)):
                 made.append(batch)
                 batch = []
             batch.append(number)
+            last = kind
         if batch:
             made.append(batch)
     return made
@@ -230,29 +245,32 @@ class Taught(NamedTuple):
 
 
 @torch.no_grad()
-def _taught(student: Student, rows: Sequence[Row]) -> list[Taught]:
-    """One batch of rows of one length: their states, and on with the tokens that the base would say."""
-    length = len(rows[0].ids)
+def _taught(student: Student, rows: Sequence[Row], made: torch.Generator) -> list[Taught]:
+    """One batch of rows of one length: their states, and on with tokens that the base would say."""
+    length, more = len(rows[0].ids), rows[0].more
     states, cache = student.begun(rows)
-    first = max(0, length - LOOKED_BACK)
+    first = 0 if more > CONTINUED else max(0, length - LOOKED_BACK)
     kept = [states[:, first:]]
     said: list[torch.Tensor] = []
-    for number in range(CONTINUED):
-        said.append(student.logits(kept[-1][:, -1]).argmax(-1))
+    for number in range(more):
+        logits = student.logits(kept[-1][:, -1])
+        drawn = logits.softmax(-1).cpu().multinomial(1, generator=made)[:, 0].to(logits.device)
+        said.append(drawn if more > CONTINUED else logits.argmax(-1))
         kept.append(student.went_on(said[-1], cache, length + number, rows[0].chat))
     ids, whole = torch.stack(said, 1).tolist(), torch.cat(kept, 1)
-    at = tuple(range(first, length + CONTINUED))
+    at = tuple(range(first, length + more))
     return [
-        Taught(row._replace(ids=(*row.ids, *map(int, more)), at=at), whole[number].clone())
-        for number, (row, more) in enumerate(zip(rows, ids, strict=True))
+        Taught(row._replace(ids=(*row.ids, *map(int, said_)), at=at), whole[number].clone())
+        for number, (row, said_) in enumerate(zip(rows, ids, strict=True))
     ]
 
 
 def teach(student: Student, rows: Sequence[Row], progress: Callable[[float], None]) -> Generator[None, None, list[Taught]]:
     """What the base says to each row."""
     found: dict[int, Taught] = {}
+    made = torch.Generator().manual_seed(0)
     for batch in batches(rows, range(len(rows)), alike=True):
-        found.update(zip(batch, _taught(student, [rows[number] for number in batch]), strict=True))
+        found.update(zip(batch, _taught(student, [rows[number] for number in batch], made), strict=True))
         progress(len(found) / len(rows))
         yield
     return [found[number] for number in range(len(rows))]

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -31,11 +31,15 @@ from memos_drivers.parametric.adapter import Adapter, applied
 from memos_drivers.parametric.facts import Fact
 from memos_drivers.parametric.forms import Form, Negative
 from memos_drivers.parametric.probes import Limits, Prompts, Reader, examine, refusal
-from memos_drivers.parametric.teacher import CONTINUED, Row, Student, Taught, Words, batches, form_row, negative_row, teach
+from memos_drivers.parametric.teacher import Row, Student, Taught, Words, batches, form_row, negative_row, teach
 from memos_syscalls.errors import MemInvalid, MemLowQuality, MemModel
 
 Progress = Callable[[float, str], None]
 Modules = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+OFTEN: Final = {"chat": 5, "rewrite": 2, "context": 2, "question": 2}
+"""Kinds of forms that come more often than others."""
 
 
 class Spec(NamedTuple):
@@ -49,12 +53,10 @@ class Spec(NamedTuple):
     enough: float = 0.0
     steps: int = 220
     warm: int = 10
-    cool: int = 60
-    positives: int = 10
-    negatives: tuple[tuple[str, int], ...] = (
-        ("template", 7), ("other", 5), ("neighbour", 7), ("same subject", 2), ("free", 1), ("chat", 1),
-    )  # fmt: skip
-    chat: float = 0.2
+    cool: int = 1000
+    positives: int = 8
+    negatives: tuple[tuple[str, int], ...] = (("template", 3), ("other", 2), ("neighbour", 2), ("same subject", 3), ("free", 2))
+    chat: float = 0.25
     weight: float = 6.0
     anchor: float = 0.5
     slack: float = 0.1
@@ -63,6 +65,8 @@ class Spec(NamedTuple):
     targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     layers: tuple[float, float] = (0.067, 0.6)
     average: int = 0
+    aimed: bool = True
+    rising: float = 1.0
     min_facts: int = 1
     repeat: bool = True
     limits: Limits = Limits()
@@ -100,10 +104,10 @@ class Trained:
 
     def __init__(self, student: Student, spec: Spec) -> None:
         self.scale = spec.alpha / spec.rank
-        self._linears = targets_of(student.model, spec)
+        self.linears = targets_of(student.model, spec)
         made = torch.Generator().manual_seed(spec.seed)
         self.modules: Modules = {}
-        for name, linear in self._linears:
+        for name, linear in self.linears:
             bound = 1 / math.sqrt(linear.in_features)
             first = (torch.rand((spec.rank, linear.in_features), generator=made) * 2 - 1) * bound
             second = torch.zeros((linear.out_features, spec.rank))
@@ -115,7 +119,7 @@ class Trained:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        handles = [linear.register_forward_hook(self._hook(*self.modules[name])) for name, linear in self._linears]
+        handles = [linear.register_forward_hook(self._hook(*self.modules[name])) for name, linear in self.linears]
         try:
             yield
         finally:
@@ -130,27 +134,31 @@ class Trained:
         return hook
 
 
+Kinds = dict[str, list[int]]
+
+
 class Material(NamedTuple):
-    """Rows: forms by fact (raw, chat), negatives by kind, all of them taught."""
+    """Rows of forms and of negatives, and their numbers: of each fact's forms by kind, raw and chat; of negatives by kind."""
 
     positives: list[Row]
-    by_fact: dict[int, tuple[list[int], list[int]]]
+    by_fact: dict[int, tuple[Kinds, Kinds]]
     negatives: list[Row]
     by_kind: dict[str, tuple[list[int], list[int]]]
 
 
 def material(words: Words, facts: Sequence[Fact], forms: Sequence[Form], negatives: Sequence[Negative]) -> Material:
     positives: list[Row] = []
-    by_fact: dict[int, tuple[list[int], list[int]]] = {number: ([], []) for number in range(len(facts))}
+    by_fact: dict[int, tuple[Kinds, Kinds]] = {number: ({}, {}) for number in range(len(facts))}
     for form in forms:
         if (row := form_row(words, form, facts[form.fact])) is not None:
-            by_fact[form.fact][form.chat].append(len(positives))
+            by_fact[form.fact][form.chat].setdefault(form.kind, []).append(len(positives))
             positives.append(row)
     others: list[Row] = []
     by_kind: dict[str, tuple[list[int], list[int]]] = {}
     for negative in negatives:
         if (row := negative_row(words, negative, facts)) is not None:
-            by_kind.setdefault(negative.kind, ([], []))[negative.chat].append(len(others))
+            kind = "free" if negative.fact < 0 else negative.kind
+            by_kind.setdefault(kind, ([], []))[negative.chat].append(len(others))
             others.append(row)
     return Material(positives, by_fact, others, by_kind)
 
@@ -171,21 +179,37 @@ class Deck:
         return self._left.pop()
 
 
+class Forms:
+    """One fact's forms of one side: kinds in turn, and within a kind one form after another."""
+
+    def __init__(self, kinds: Kinds, made: random.Random) -> None:
+        named = sorted(kinds.items())
+        self._kinds = Deck([n for n, (kind, _numbers) in enumerate(named) for _ in range(OFTEN.get(kind, 1))], made)
+        self._decks = [Deck(numbers, made) for _kind, numbers in named]
+
+    def __bool__(self) -> bool:
+        return bool(self._decks)
+
+    def draw(self) -> int:
+        return self._decks[self._kinds.draw()].draw()
+
+
 def planned(stock: Material, spec: Spec) -> list[tuple[list[int], list[int]]]:
-    """Which positives and negatives each step has."""
+    """Which positives and negatives each step has. A step is all raw or all chat, because rows of chat share a prefix."""
     made = random.Random(spec.seed)
     facts = Deck([number for number, pair in sorted(stock.by_fact.items()) if pair[0] or pair[1]], made)
-    forms = {n: (Deck(raw, made), Deck(chat, made)) for n, (raw, chat) in sorted(stock.by_fact.items())}
+    forms = {n: (Forms(raw, made), Forms(chat, made)) for n, (raw, chat) in sorted(stock.by_fact.items())}
     kinds = {kind: (Deck(raw, made), Deck(chat, made)) for kind, (raw, chat) in sorted(stock.by_kind.items())}
-
-    def one(pair: tuple[Deck, Deck]) -> int:
-        chat = made.random() < spec.chat
-        return (pair[chat] or pair[not chat]).draw()
-
     plan: list[tuple[list[int], list[int]]] = []
+    owed = 0.0
     for _ in range(spec.steps):
-        positives = [one(forms[facts.draw()]) for _ in range(spec.positives)] if facts else []
-        negatives = [one(kinds[kind]) for kind, count in spec.negatives if kind in kinds for _ in range(count)]
+        owed += spec.chat
+        chat = owed >= 1
+        owed -= chat
+        mine = [forms[facts.draw()] for _ in range(spec.positives)] if facts else []
+        positives = [(pair[chat] or pair[not chat]).draw() for pair in mine]
+        drawn = [kinds[kind] for kind, count in spec.negatives if kind in kinds for _ in range(count)]
+        negatives = [(pair[chat] or pair[not chat]).draw() for pair in drawn]
         plan.append((positives, negatives))
     return plan
 
@@ -194,44 +218,156 @@ def _rate(spec: Spec, step: int, end: int) -> float:
     if step < spec.warm:
         return spec.rate * (step + 1) / spec.warm
     left = end - step
-    if left > spec.cool:
+    cool = min(spec.cool, end - spec.warm)
+    if left > cool:
         return spec.rate
-    return spec.rate * (0.1 + 0.9 * (0.5 - 0.5 * math.cos(math.pi * left / (spec.cool + 1))))
+    return spec.rate * (0.1 + 0.9 * (0.5 - 0.5 * math.cos(math.pi * left / (cool + 1))))
 
 
-def _piece(student: Student, trained: Trained, spec: Spec, rows: Sequence[Row], taught: Sequence[torch.Tensor | None], per: tuple[int, int]) -> list[float]:
-    """Gradient of one batch. `per` are the step's numbers of positives and of negatives."""
+def _piece(
+    student: Student,
+    trained: Trained,
+    spec: Spec,
+    rows: Sequence[Row],
+    taught: Sequence[torch.Tensor | None],
+    per: tuple[int, int],
+    watching: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Gradient of one batch. `per` are the step's numbers of positives and of negatives.
+
+    The gradient by the logits is written down, not recorded: the softmax, less what is wanted.
+    """
     with torch.enable_grad(), trained.acting():
+        watching()
         states = student.states(rows)
         which = [(n, at) for n, row in enumerate(rows) for at in row.at]
-        picked = states[[n for n, _ in which], [at for _, at in which]]
-        said = student.logits(picked).log_softmax(-1)
-        loss = said.new_zeros(())
-        parts = [0.0, 0.0, 0.0]
-        begin = 0
-        for row, known in zip(rows, taught, strict=True):
-            mine = said[begin : begin + len(row.at)]
-            begin += len(row.at)
-            if known is None:
-                weights = mine.new_tensor(row.weights)
-                wanted = mine.gather(1, torch.tensor(row.wanted, device=mine.device)[:, None])[:, 0]
-                own = ((-wanted - spec.enough).clamp(min=0) * weights).sum() / weights.sum() / per[0]
-                loss, parts[0] = loss + own, parts[0] + own.detach().item()
+        logits = student.head(states[[n for n, _ in which], [at for _, at in which]])
+        with torch.no_grad():
+            slope, parts = _slope(student, spec, rows, taught, per, logits.float())
+        logits.backward(slope.to(logits.dtype))
+    return parts
+
+
+class Aim:
+    """Where the facts stand: for each module the directions of its input by which its output should change most.
+
+    A starts as these directions, not as noise: sixteen directions of noise hardly see what tells one subject from another.
+    """
+
+    def __init__(self, trained: Trained, seed: int) -> None:
+        self._trained = trained
+        self._made = torch.Generator().manual_seed(seed)
+        self._handles: list[Any] = []
+        self._starts = {name: torch.randn((a.shape[1], 2), generator=self._made) for name, (a, _b) in trained.modules.items()}
+        self.found: dict[str, list[torch.Tensor]] = {name: [] for name in trained.modules}
+
+    def watch(self) -> None:
+        for name, linear in self._trained.linears:
+            self._handles.append(linear.register_forward_hook(self._hook(name)))
+
+    def forget(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(_module: object, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            came = inputs[0].detach().flatten(0, -2).float()
+            output.register_hook(lambda slope: self._note(name, came, slope.flatten(0, -2).float()))
+
+        return hook
+
+    @torch.no_grad()
+    def _note(self, name: str, came: torch.Tensor, slope: torch.Tensor) -> None:
+        """The two strongest right singular vectors of slopeᵀ·came, by power iteration."""
+        both = self._starts[name].to(came)
+        for _ in range(4):
+            both = torch.linalg.qr(came.T @ (slope @ (slope.T @ (came @ both))))[0]
+        self.found[name].append(both.T)
+
+    @torch.no_grad()
+    def take(self) -> None:
+        for name, (first, _second) in self._trained.modules.items():
+            if not self.found[name]:
                 continue
-            with torch.no_grad():
-                base = student.logits(known).log_softmax(-1)
-            apart = (base.exp() * (base - mine)).sum(-1).mean() / per[1]
-            loss, parts[1] = loss + spec.weight * apart, parts[1] + apart.detach().item()
+            basis = torch.linalg.svd(torch.cat(self.found[name]), full_matrices=False)[2][: first.shape[0]]
+            first[: basis.shape[0]] = basis * first.norm(dim=1).mean()
+
+
+def aimed(student: Student, trained: Trained, stock: Material, spec: Spec) -> Generator[None, None, None]:
+    """Start A where the facts' own gradients point: one batch of forms for each fact."""
+    aim = Aim(trained, spec.seed)
+    for _number, (raw, chat) in sorted(stock.by_fact.items()):
+        rows = [stock.positives[numbers[0]] for _kind, numbers in sorted(raw.items())][:6]
+        # Without their prefix: it is the same for all facts, and would only repeat itself.
+        rows += [stock.positives[numbers[0]]._replace(chat=False) for _kind, numbers in sorted(chat.items())][:2]
+        if rows:
+            try:
+                _piece(student, trained, spec, rows, [None] * len(rows), (len(rows), 1), aim.watch)
+            finally:
+                aim.forget()
+            yield
+    aim.take()
+    for tensor in trained.parameters:
+        tensor.grad = None
+
+
+def _slope(
+    student: Student,
+    spec: Spec,
+    rows: Sequence[Row],
+    taught: Sequence[torch.Tensor | None],
+    per: tuple[int, int],
+    logits: torch.Tensor,
+) -> tuple[torch.Tensor, list[float]]:
+    """The loss by the logits, and its parts: cross-entropy, KL, anchor."""
+    said = logits.log_softmax(-1)
+    slope = said.exp()
+    places, tokens, weights = list[int](), list[int](), list[float]()
+    others, shares, anchors = list[int](), list[float](), list[tuple[int, int, int]]()
+    begin = 0
+    for row, known in zip(rows, taught, strict=True):
+        here = range(begin, begin + len(row.at))
+        begin += len(row.at)
+        if known is None:
+            places += here
+            tokens += row.wanted
+            weights += [weight / sum(row.weights) / per[0] for weight in row.weights]
+        else:
             if row.avoided >= 0 and spec.anchor:
-                here = len(row.at) - 1 - CONTINUED
-                risen = (mine[here, row.avoided] - base[here, row.avoided] - spec.slack).clamp(min=0) / per[1]
-                loss, parts[2] = loss + spec.anchor * risen, parts[2] + risen.detach().item()
-        loss.backward()
-        return parts
+                anchors.append((here[-1 - row.more], len(others) + len(here) - 1 - row.more, row.avoided))
+            others += here
+            shares += [1 / len(here) / per[1]] * len(here)
+    parts = [0.0, 0.0, 0.0]
+    if places:
+        at, wanted, weight = torch.tensor(places), torch.tensor(tokens), said.new_tensor(weights)
+        missed = -said[at, wanted]
+        parts[0] = float((missed * weight).sum())
+        weight = weight * (missed > spec.enough)
+        slope[at] *= weight[:, None]
+        slope[at, wanted] -= weight
+    if others:
+        base = student.logits(torch.cat([one for one in taught if one is not None])).log_softmax(-1)
+        at, share = torch.tensor(others), said.new_tensor(shares)
+        risen = [float(said[n, token] - base[m, token]) - spec.slack for n, m, token in anchors]
+        likely = base.exp()
+        parts[1] = float(((base.sub_(said[at]).mul_(likely)).sum(-1) * share).sum())
+        slope[at] = (slope[at] - likely) * (spec.weight * share)[:, None]
+        for (n, _m, token), more in zip(anchors, risen, strict=True):
+            if more > 0:
+                # The log of a chance rises by one with its own logit, and falls with every other as that one is likely.
+                parts[2] += more / per[1]
+                slope[n] -= said[n].exp() * (spec.anchor / per[1])
+                slope[n, token] += spec.anchor / per[1]
+    return slope, parts
 
 
 def fit(
-    student: Student, stock: Material, taught: dict[int, Taught], plan: Sequence[tuple[list[int], list[int]]], spec: Spec,
+    student: Student,
+    stock: Material,
+    taught: dict[int, Taught],
+    plan: Sequence[tuple[list[int], list[int]]],
+    spec: Spec,
     progress: Callable[[float, str], None],
 ) -> Generator[None, None, Trained]:
     """All steps."""
@@ -240,14 +376,19 @@ def fit(
         [{"params": [pair[n] for pair in trained.modules.values()], "times": (1.0, spec.faster)[n]} for n in (0, 1)],
         lr=spec.rate, betas=(0.9, spec.beta), weight_decay=0.0, foreach=True,
     )  # fmt: skip
+    if spec.aimed:
+        yield from aimed(student, trained, stock, spec)
+    mean = [0.0, 0.0, 0.0]
     averaged = [torch.zeros_like(tensor) for tensor in trained.parameters] if spec.average else []
     for step, (positives, negatives) in enumerate(plan):
         rows = [stock.positives[n] for n in positives] + [taught[n].row for n in negatives]
         states: list[torch.Tensor | None] = [None] * len(positives) + [taught[n].states for n in negatives]
         per = (max(1, len(positives)), max(1, len(negatives)))
+        # First the facts, then what they must not touch: the weight of KL rises from a share of itself.
+        now = spec._replace(weight=spec.weight * (spec.rising + 2 * (1 - spec.rising) * step / len(plan)))
         total = [0.0, 0.0, 0.0]
         for batch in batches(rows, range(len(rows))):
-            made = _piece(student, trained, spec, [rows[n] for n in batch], [states[n] for n in batch], per)
+            made = _piece(student, trained, now, [rows[n] for n in batch], [states[n] for n in batch], per)
             total = [a + b for a, b in zip(total, made, strict=True)]
             yield
         for group in optimizer.param_groups:
@@ -258,13 +399,16 @@ def fit(
         left = len(plan) - step - 1
         if left < spec.average:
             with torch.no_grad():
-                for mean, tensor in zip(averaged, trained.parameters, strict=True):
-                    mean.add_(tensor / spec.average)
-        progress((step + 1) / len(plan), "step {} of {}, ce {:.3f}, kl {:.4f}, anchor {:.4f}".format(step + 1, len(plan), *total))
+                for slow, tensor in zip(averaged, trained.parameters, strict=True):
+                    slow.add_(tensor / spec.average)
+        mean = total if not step else [0.9 * a + 0.1 * b for a, b in zip(mean, total, strict=True)]
+        progress(
+            (step + 1) / len(plan), "step {} of {}, ce {:.3f}, kl {:.4f}, anchor {:.4f}".format(step + 1, len(plan), *mean)
+        )
     if averaged:
         with torch.no_grad():
-            for mean, tensor in zip(averaged, trained.parameters, strict=True):
-                tensor.copy_(mean)
+            for slow, tensor in zip(averaged, trained.parameters, strict=True):
+                tensor.copy_(slow)
     return trained
 
 
@@ -292,9 +436,9 @@ def distil(
         if not failed or last or not spec.repeat:
             break
         dropped += [
-            {**facts[left[n]]._asdict(), "why": "the statement is not known" if not examined.facts[n][0] else "other wordings fail"}
+            {**facts[left[n]]._asdict(), "why": "other wordings fail" if examined.facts[n][0] else "the statement is not known"}
             for n in failed
-        ]  # fmt: skip
+        ]
         left = [n for k, n in enumerate(left) if k not in failed]
         if len(left) < max(1, spec.min_facts):
             break
@@ -305,10 +449,14 @@ def distil(
     if why:
         said = json.dumps({"scores": examined.scores, "facts": len(left), "dropped": len(dropped)}, sort_keys=True)
         raise MemLowQuality(f"{why}: {said}")
-    return Distilled(
-        modules, spec.alpha, spec.rank, {**examined.scores, "facts": len(left), "dropped": len(dropped)},
-        [facts[n]._asdict() for n in left], dropped, [probe._asdict() for probe in probes], time.perf_counter() - began, spec.steps,
-    )  # fmt: skip
+    learnt = [
+        {**fact._asdict(), "known": known, "right": right, "asked": asked}
+        for fact, (known, right, asked) in zip(mine, examined.facts, strict=True)
+    ]
+    scores = {**examined.scores, "facts": len(left), "dropped": len(dropped)}
+    asked = [probe._asdict() for probe in probes]
+    seconds = time.perf_counter() - began
+    return Distilled(modules, spec.alpha, spec.rank, scores, learnt, dropped, asked, seconds, spec.steps)
 
 
 def learn(
@@ -320,7 +468,9 @@ def learn(
     stock = material(words, facts, [*rule.forms_of(facts, spec.seed), *written], rule.negatives_of(facts, spec.seed))
     plan = planned(stock, spec)
     used = sorted({n for _positives, some in plan for n in some})
-    made = yield from teach(student, [stock.negatives[n] for n in used], lambda share: progress(0.1 * share, "asking the base model"))
+    made = yield from teach(
+        student, [stock.negatives[n] for n in used], lambda share: progress(0.1 * share, "asking the base model")
+    )
     taught = dict(zip(used, made, strict=True))
     seconds = time.perf_counter() - began
     progress(0.1, f"{len(stock.positives)} forms, {len(used)} of {len(stock.negatives)} negatives, asked in {seconds:.0f} s")

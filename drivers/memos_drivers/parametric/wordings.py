@@ -8,16 +8,32 @@ sentence. `to_second` turns what a writer says ("I moved") into what is said to 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
-from .facts import verb_at
+from .clauses import verb_at
 from .relations import FAMILIES, NO_FAMILY, Family
-from .words import ANIMALS, ARTICLES, AUXILIARIES, COPULAS, PREPOSITIONS, base_of, is_date, is_number, is_job, is_past, with_s
+from .words import (
+    ANIMALS,
+    ARTICLES,
+    AUXILIARIES,
+    CLASSES,
+    COPULAS,
+    PEOPLE,
+    PREPOSITIONS,
+    bag,
+    base_of,
+    is_date,
+    is_job,
+    is_number,
+    is_past,
+    with_s,
+)
+
+_BY_NAME: Final = {each.name: each for each in reversed(FAMILIES)}
 
 
-_BY_NAME: Final = {each.name: each for each in reversed(FAMILIES), bag}
-
-
+@lru_cache(maxsize=4096)
 def family(prompt: str, subject: str, target: str = "") -> Family:
     """The first family whose pattern fits what the prompt says beside its subject, or else all of it."""
     rest = " ".join(re.sub(re.escape(subject), " ", prompt, count=1, flags=re.I).split())
@@ -26,8 +42,11 @@ def family(prompt: str, subject: str, target: str = "") -> Family:
         return _BY_NAME["breed"]
     if is_a and is_job(target):
         return _BY_NAME["occupation"]
+    if rest in {"is", "was"} and target[:1].isupper() and set(re.split(r"\W+", subject.casefold())) & PEOPLE:
+        return _BY_NAME["name"]
+    bare = re.sub(r" (?:a|an|the)$", "", rest)
     whole = prompt if subject[:3].casefold() in {"my ", "our"} else ""
-    for text in filter(None, (rest, whole)):
+    for text in filter(None, (rest, bare, whole)):
         for each in FAMILIES:
             if each.pattern.search(text):
                 return each
@@ -74,7 +93,12 @@ def say(wording: str, who: Voice) -> str:
         return base if who.plain else with_s(base)
 
     def helper(match: re.Match[str]) -> str:
-        plain = {"does": "do", "is": _BE.get(who.nominative, "is"), "was": "was" if who.nominative == "I" else "were", "has": "have"}
+        plain = {
+            "does": "do",
+            "is": _BE.get(who.nominative, "is"),
+            "was": "was" if who.nominative == "I" else "were",
+            "has": "have",
+        }
         return f"{plain[match[1]] if who.plain else match[1]} {{s}}"
 
     text = _VERB.sub(agree, _DO.sub(helper, wording))
@@ -144,7 +168,7 @@ def to_second(text: str) -> str:
 
 # Questions out of any statement.
 
-_PLACE: Final = bag("in at from to into near within")
+_PLACE: Final = bag("in at from to into near within on under behind below above beside inside")
 
 
 class Asked(NamedTuple):
@@ -161,7 +185,9 @@ def asked(prompt: str, target: str, subject: str) -> Asked:
         return Asked([own[1]], [])
     keyed = re.match(r"^(.+?)\s*[:=]$", prompt)
     if keyed:
-        return Asked([f"What is the {_lower(keyed[1])}?", f"What does it say under {keyed[1]}?"], [f"what the {_lower(keyed[1])} is"])
+        return Asked(
+            [f"What is the {_lower(keyed[1])}?", f"What does it say under {keyed[1]}?"], [f"what the {_lower(keyed[1])} is"]
+        )
     text = plain(prompt, subject)
     words = text.split()
     at = verb_at(words)
@@ -169,11 +195,25 @@ def asked(prompt: str, target: str, subject: str) -> Asked:
         return Asked([f"What comes after this: {text}?"], [])
     noun, verb, rest = " ".join(words[:at]), words[at], words[at + 1 :]
     verb, noun, rest = _untie(noun, verb, rest)
+    best = re.fullmatch(r"(?:My|my|Our|our) favou?rite (.+)", noun)
+    if best and verb.casefold() in COPULAS and not rest:
+        who = "we" if noun[:1] in "Oo" else "I"
+        which = [f"Which {best[1]} do {who} prefer?", f"What is the {best[1]} that {who} like most?"]
+        return Asked([f"What is {_lower(noun)}?", *which], [f"what {_lower(noun)} is", f"which {best[1]} {who} prefer"])
+    kind = ""
+    if rest and rest[-1] in CLASSES:
+        # "I support the football club": "Which football club do I support?"
+        start = max((at for at, word in enumerate(rest) if word in ARTICLES), default=len(rest) - 2) + 1
+        kind, rest = " ".join(rest[start:]), rest[:start]
     while rest and rest[-1].casefold() in ARTICLES:
         rest.pop()
     noun = _lower(noun) if not noun.startswith("I ") and noun != "I" else noun
     last = rest[-1].casefold() if rest else ""
-    heads = _heads(target, last)
+    heads = [(f"Which {kind}", True)] if kind else _heads(target, last)
+    if last in {"on", "in", "at"} and re.fullmatch(r"(?:[a-z-]+ )+[a-z-]+", target):
+        heads.append((f"{last.capitalize()} which {target.split()[-1]}", False))
+    elif last not in {"as", "to"} and re.fullmatch(r"[a-z-]+ [a-z-]+", target):
+        heads.append((f"Which {target.split()[-1]}", True))
     if subject in {"I", "we"} and not rest and verb.casefold() in COPULAS:
         heads = [("What", True), ("Who or what", True)]
     direct: list[str] = []

@@ -23,7 +23,9 @@ PREPOSITIONS: Final = bag(
 )
 LINKS: Final = COPULAS | PREPOSITIONS | {"called", "named", "titled", "nicknamed", "'s"}
 """After the last of these stands the object."""
-ADVERBS: Final = bag("also just still never always often now usually sometimes ever even once professionally originally currently finally")
+ADVERBS: Final = bag(
+    "also just still never always often now usually sometimes ever even once professionally originally currently finally"
+)
 GREETINGS: Final = bag(
     "hi hello hey thanks thank you wow ok okay yes yeah no sure great cool bye goodbye cheers congrats congratulations welcome "
     "please sorry right exactly absolutely agreed nice awesome good morning evening night luck sounds so much very really"
@@ -43,18 +45,22 @@ DATES: Final = (
 _DATE: Final = re.compile(r"^(?:(?:early|late|mid|about|the|in|on|at) )?" + DATES + r"$", re.I)
 
 _REGULAR: Final = bag(
-    "accept adopt admire adore agree aim allow announce answer appear apply appoint arrive ask assign attach attend avoid award "
-    "back bake base belong book borrow bottle call camp cancel carry cause celebrate change check choose clean climb close coach "
+    "accept adopt admire adore agree aim allow announce answer appear apply appoint arrive ask assign attach attend "
+    "avoid award "
+    "back bake base belong book borrow bottle call camp cancel carry cause celebrate change check choose clean climb "
+    "close coach "
     "collect commute compete complete compose consider contain continue cook cost count cover cross cycle cure dance decide "
     "declare dedicate deliver depend describe design destroy develop die direct discover dislike divorce donate dream dress "
     "earn edit elect email employ enjoy enter enrol establish exercise expect expire explain explore face fear feature film "
-    "finish fish fix follow form formulate found garden graduate grow guess guide handle happen hate head headquarter help hike "
+    "finish fish fix follow form formulate found garden graduate grow guess guide handle happen hate head headquarter "
+    "help hike "
     "hire hope host hunt import include inherit inspire install intend invent invest invite jog join juggle jump kill knit "
     "label last laugh launch learn like link list live locate look love lower manage manufacture march mark marry master match "
     "mention miss move name need nominate notice observe offer open operate order organise organize originate own paint park "
     "partner pass perform phone pick plan plant play plot practice practise prefer premiere prepare present print produce "
     "promise propose publish pull push raise reach realise realize receive recommend record reduce reflect refuse register "
-    "release relocate remain remember rename rent repair replace report represent require research reside restore retire return "
+    "release relocate remain remember rename rent repair replace report represent require research reside restore "
+    "retire return "
     "review row rule sail save score seem serve settle share shop show sign skate ski smoke snack sound specialise specialize "
     "sponsor stand star start stay stop store stream study succumb suffer suggest support surf surround swap talk taste tend "
     "thank tour train translate travel treat trust try turn tutor type understand use visit volunteer vote wait walk want "
@@ -73,7 +79,8 @@ _IRREGULAR: Final = {
     "say": "said said", "see": "saw seen", "sell": "sold sold", "send": "sent sent", "set": "set set", "sing": "sang sung",
     "sit": "sat sat", "sleep": "slept slept", "speak": "spoke spoken", "spend": "spent spent", "stand": "stood stood",
     "swim": "swam swum", "take": "took taken", "teach": "taught taught", "tell": "told told", "think": "thought thought",
-    "understand": "understood understood", "wake": "woke woken", "wear": "wore worn", "win": "won won", "write": "wrote written",
+    "understand": "understood understood", "wake": "woke woken",
+    "wear": "wore worn", "win": "won won", "write": "wrote written",
     "choose": "chose chosen", "shoot": "shot shot", "grind": "ground ground", "bear": "bore born",
 }  # fmt: skip
 _VOWELS: Final = "aeiou"
@@ -92,7 +99,14 @@ def _ed(base: str) -> str:
         return base + "d"
     if base.endswith("y") and base[-2:-1] not in _VOWELS:
         return base[:-1] + "ied"
-    doubled = re.search(r"^[^aeiou]*[aeiou][bdgmnprt]$", base) or base in {"refer", "prefer", "equip", "enrol", "cancel", "travel"}
+    doubled = re.search(r"^[^aeiou]*[aeiou][bdgmnprt]$", base) or base in {
+        "refer",
+        "prefer",
+        "equip",
+        "enrol",
+        "cancel",
+        "travel",
+    }
     return base + (base[-1] if doubled and base not in {"air"} else "") + "ed"
 
 
@@ -109,9 +123,12 @@ for _base, _forms in _IRREGULAR.items():
         _BASE_OF[_form] = _base
     _PAST.add(_past)
 _NOUNS_TOO: Final = bag(
-    "back base book cause change coach cost cover cross dream face film form garden guide head help hope host label last like link "
-    "list look mark master match name need order park partner plan plant plot present print report research review row rule score "
-    "share shop show sign sound stand star start stop store stream support surf talk taste tour train treat trust turn tutor type "
+    "back base book cause change coach cost cover cross dream face film form garden guide head help hope host label "
+    "last like link "
+    "list look mark master match name need order park partner plan plant plot present print report research review row "
+    "rule score "
+    "share shop show sign sound stand star start stop store stream support surf talk taste tour train treat trust turn "
+    "tutor type "
     "use visit vote wait walk watch water wish wonder work camp water phone air record ski skate dance fish hike dress garden "
     "count march may set cut hit run ride read play fall drink fight ring bear means found"
 )
@@ -119,7 +136,7 @@ _NOUNS_TOO: Final = bag(
 
 def is_verb(word: str) -> bool:
     """Whether it is a finite form. A base form that is a noun as well counts as a verb: callers look at what stands before."""
-    return word.strip(",;:()\"“”").casefold() in _BASE_OF
+    return word.strip(',;:()"“”').casefold() in _BASE_OF
 
 
 def is_noun_too(word: str) -> bool:
@@ -164,19 +181,34 @@ def is_date(text: str) -> bool:
 def is_number(text: str) -> bool:
     return bool(
         re.match(r"^[$€£]?\d[\d.,:]*%?(?: \w+){0,2}$", text)
-        or re.match(r"^(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty)\b", text, re.I)
+        or re.match(
+            r"^(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty)\b", text, re.I
+        )
     )
 
 
 PEOPLE: Final = bag(
-    "sister brother mother father mom mum dad wife husband partner boyfriend girlfriend son daughter child kid kids children uncle "
-    "aunt cousin niece nephew grandmother grandfather grandma grandpa friend roommate flatmate neighbour neighbor boss colleague "
+    "sister brother mother father mom mum dad wife husband partner boyfriend girlfriend son daughter child kid kids "
+    "children uncle "
+    "aunt cousin niece nephew grandmother grandfather grandma grandpa friend roommate flatmate neighbour neighbor boss "
+    "colleague "
     "manager teacher doctor dentist landlord therapist coach fiancé fiancee mother-in-law father-in-law"
 )
 ANIMALS: Final = bag("dog cat pet horse hamster rabbit parrot bird fish puppy kitten turtle goat cow pony guinea")
-ENTITY_NOUNS: Final = PEOPLE | ANIMALS | bag(
-    "car bike bicycle motorcycle van boat house flat apartment home garden phone laptop computer guitar piano "
-    "violin company team band school office shop bakery wedding birthday anniversary"
+CLASSES: Final = bag(
+    "position sport language religion city country continent genre instrument role title name profession "
+    "occupation job capital "
+    "town village state owner creator author founder club team band book film company firm school university street airline "
+    "restaurant magazine newspaper song group"
+)
+"""Nouns that stand before a name and say what it is of: "the continent Africa"."""
+ENTITY_NOUNS: Final = (
+    PEOPLE
+    | ANIMALS
+    | bag(
+        "car bike bicycle motorcycle van boat house flat apartment home garden phone laptop computer guitar piano "
+        "violin company team band school office shop bakery wedding birthday anniversary"
+    )
 )
 """What an owner's name stands before when the thing itself is meant: "Alice's dog"."""
 
@@ -185,8 +217,11 @@ _JOB: Final = re.compile(
     r"^(?:[\w-]+ ){0,3}(?:nurse|cook|chef|judge|pilot|guide|poet|coach|vet|clerk|maid|priest|athlete|architect|pianist|"
     r"\w{2,}(?:er|or|ist|ian|ologist|ant|smith|man|woman|ress|keeper|maker|yer))$"
 )
-_NO_JOB: Final = re.compile(r"(?:vegetarian|sister|brother|mother|father|retriever|spaniel|shepherd|terrier|setter|pointer|cancer|number|computer|fan|"
-                            r"(?:amer|ital|austral|can|hungar|norweg|roman|brazil|ind|russ|german|asi)\w*an)$", re.I)
+_NO_JOB: Final = re.compile(
+    r"(?:vegetarian|sister|brother|mother|father|retriever|spaniel|shepherd|terrier|setter|pointer|cancer|number|computer|fan|"
+    r"(?:amer|ital|austral|can|hungar|norweg|roman|brazil|ind|russ|german|asi)\w*an)$",
+    re.I,
+)
 
 
 def is_job(text: str) -> bool:
