@@ -113,10 +113,10 @@ async def _adapters(
     found = job.result or {}
     modules = [dict(zip(("module", "a", "b", "difference"), one, strict=True)) for one in found["modules"]]
     probes = [dict(zip(("prompt", "a", "b"), one, strict=True)) for one in found["probes"]]
-    sides = [
-        "\n".join([*(f"{one['module']}: {one[side]:.4g}" for one in modules), *(f"{one['prompt']} → {one[side]}" for one in probes)])
-        for side in ("a", "b")
-    ]  # fmt: skip
+    sides: list[str] = []
+    for side in ("a", "b"):
+        lines = [f"{one['module']}: {one[side]:.4g}" for one in modules]
+        sides.append("\n".join([*lines, *(f"{one['prompt']} → {one[side]}" for one in probes)]))
     diff = _unified(sides[0], sides[1], *names) or f"{differ}, which say the same\n"
     if found["why"] is not None:
         diff += f"No probes were asked: {found['why']}\n"

@@ -114,8 +114,8 @@ class HostTier:
     # -- asking --------------------------------------------------------------------------------------------------------
 
     async def load(self, cube: Cube, row: Version) -> Held:
-        """A version's payload; raises `MemShredded`, `Damaged`, `MemAgain` for an adapter that is still to be trained, or `MemIO`
-        when there is no memory for it."""
+        """A version's payload; raises `MemShredded`, `Damaged`, `MemAgain` for an adapter that is still to be trained, or
+        `MemIO` when there is no memory for it."""
         began = self._clock()
         self._refuse_destroyed(row)
         if cube.form == "parametric" and not row.payload_bytes:

@@ -38,18 +38,18 @@ def import_adapter(kernel: Kernel, write: Write) -> None:
     if size > limits.ADAPTER_BYTES_MAX:
         raise MemTooLarge(f"an adapter of {size} bytes is over the limit of {limits.ADAPTER_BYTES_MAX}")
 
-    def begin() -> None:
+    def go() -> None:
         submit(kernel, write, "import", lambda job: _import(kernel, write, job), wait=True)
 
     if not crypto.is_chunked(size):
-        begin()
+        go()
         return
 
     async def hash_first() -> None:
         # Of so much content it takes a while, and everybody waits for the loop.
         await asyncio.to_thread(write.args_hash)
         try:
-            begin()
+            go()
         except MemError as error:
             write.turn.fail(error)
 

@@ -71,9 +71,10 @@ class Runtime:
         self._held[who] = held + size
 
     def release(self, who: str, size: int) -> None:
-        self._held[who] -= size
-        if not self._held[who]:
-            del self._held[who]
+        # A call that holds nothing may end after the last one that does.
+        left = self._held.pop(who, 0) - size
+        if left:
+            self._held[who] = left
 
     async def in_thread(self, who: str, work: Callable[..., T], *args: Any, **named: Any) -> T:
         """Reading and decrypting for a call, beside few others of the same principal: threads are for everybody."""

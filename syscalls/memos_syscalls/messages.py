@@ -414,7 +414,7 @@ class MemHistoryReply(Reply):
 
 
 class MemDiff(Request):
-    """Compare two versions."""
+    """Compare two versions; of adapters by what the model says with either, where the kernel runs that model."""
 
     cube_id: CubeId
     a: VersionNo

@@ -230,14 +230,16 @@ def _plain(text: str) -> str:
 
 
 def run_set(
-    lab: Lab, name: str, choose: bool, systems: Sequence[str], spec: train.Spec, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """All systems of one set."""
+    lab: Lab, name: str, choose: bool, systems: Sequence[str], spec: train.Spec, file: Path, say: Callable[[str], None]
+) -> None:
+    """The systems of one set that are not in its file yet, each written as soon as it is measured."""
     kind, _, number = name.partition(":")
     items = counterfact(int(number), choose) if kind == "counterfact" else personal(choose)
     statements = [item.statement for item in items]
     facts = facts_of([Text(text) for text in statements]).facts
     result: dict[str, Any] = {"set": name, "kind": kind, "choose": choose, "spec": spec._asdict(), "systems": {}}
+    if file.exists():
+        result = json.loads(file.read_text("utf-8"))
     result["facts"] = [fact._asdict() for fact in facts]
     contexts: dict[str, Callable[[Item, str], list[str]]] = {
         "right": lambda item, _prompt: [item.statement], "all": lambda _item, _prompt: statements,
@@ -247,7 +249,7 @@ def run_set(
     adapters: dict[str, Any] = {}
     trained = {_plain(form.prompt) for form in forms_of(facts, spec.seed)}
     result["seen"] = [_plain(question) in trained for item in items for question in item.questions]
-    for system in systems:
+    for system in (one for one in systems if one not in result["systems"]):
         began = time.perf_counter()
         acting: Callable[[], AbstractContextManager[None]] = nullcontext
         opened: Callable[[str], bool] = _always
@@ -270,8 +272,8 @@ def run_set(
             measured["kl"] = 0.0
         measured["eval_seconds"] = time.perf_counter() - began
         result["systems"][system] = measured
+        file.write_text(json.dumps(result, ensure_ascii=False, indent=1), "utf-8")
         say(f"{name} {system}: {short(result, system)}")
-    return result
 
 
 def _trained(lab: Lab, facts: Sequence[Fact], spec: train.Spec, source: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -289,8 +291,8 @@ def _trained(lab: Lab, facts: Sequence[Fact], spec: train.Spec, source: str, say
         dropped: list[Any] = []
     elif not lab.gate:
         student = Student(lab.model, lab.words)
-        modules, alpha = done(train.learn(student, facts, spec, [], progress)), spec.alpha
-        scores, dropped, steps = {}, [], spec.steps
+        modules, steps = done(train.learn(student, facts, spec, [], progress))
+        alpha, scores, dropped = spec.alpha, {}, []
     else:
         made = done(train.distil(lab.model, lab.layout, facts, spec, [], progress))
         modules, alpha, scores, dropped, steps = made.modules, made.alpha, made.scores, made.dropped, made.steps
@@ -301,7 +303,7 @@ def _trained(lab: Lab, facts: Sequence[Fact], spec: train.Spec, source: str, say
 
 def bare(lab: Lab, facts: Sequence[Fact]) -> tuple[train.Modules, float, int]:
     """Next-token training on the statements and nothing else: what one would do first."""
-    spec = train.Spec(rate=8e-4, steps=30, positives=10, negatives=(), chat=0.0, alpha=32.0)
+    spec = train.Spec(rate=8e-4, steps=30, positives=10, negatives=(), chat=0.0, alpha=32.0, aimed=False, known=0.0)
     student = Student(lab.model, lab.words)
     forms = [Form("", fact.statement, False, number, "bare") for number, fact in enumerate(facts)]
     positives = list[Row]()
@@ -309,9 +311,9 @@ def bare(lab: Lab, facts: Sequence[Fact]) -> tuple[train.Modules, float, int]:
         ids = (*lab.words.lead, *lab.words.text(form.answer))
         positives.append(Row(ids, False, tuple(range(len(ids) - 1)), ids[1:], (1.0,) * (len(ids) - 1), -1))
     stock = train.Material(positives, {n: ({"bare": [n]}, {}) for n in range(len(forms))}, [], {})
-    trained = done(train.fit(student, stock, {}, train.planned(stock, spec), spec, lambda _share, _said: None))
+    trained, steps = done(train.fit(student, stock, {}, train.planned(stock, spec), spec, lambda _share, _said: None))
     modules = {name: (a.detach(), b.detach()) for name, (a, b) in trained.modules.items()}
-    return modules, spec.alpha, spec.steps
+    return modules, spec.alpha, steps
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
@@ -394,22 +396,14 @@ def main() -> None:
     arguments = p.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    spec = train.Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(arguments.spec).items()})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(arguments.spec).items()}
+    spec = train.Spec(**given)
+    systems = arguments.systems.split(",")
     lab: Lab | None = None
     for name in arguments.sets:
-        file = arguments.out / f"{name.replace(':', '-')}.json"
-        if file.exists():
-            continue
         lab = lab or Lab(arguments.model, not arguments.no_gate)
-        result = run_set(
-            lab,
-            name,
-            arguments.choose,
-            arguments.systems.split(","),
-            spec,
-            lambda text: print(text, file=sys.stderr, flush=True),
-        )
-        file.write_text(json.dumps(result, ensure_ascii=False, indent=1), "utf-8")
+        file = arguments.out / f"{name.replace(':', '-')}.json"
+        run_set(lab, name, arguments.choose, systems, spec, file, lambda text: print(text, file=sys.stderr, flush=True))
     print(table([json.loads(file.read_text("utf-8")) for file in sorted(arguments.out.glob("*.json"))]))
 
 

@@ -25,7 +25,7 @@ from memos_syscalls.errors import MemInvalid, MemLowQuality, MemModel
 tiny = lm.tiny
 LOOSE: Final = Limits(0.0, 0.0, 0.0, 1.0, 100.0)
 SPEC: Final = train.Spec(
-    rank=4, alpha=8.0, rate=1e-2, steps=12, cool=4, positives=6, negatives=(("template", 2), ("free", 1)),
+    rank=4, alpha=8.0, rate=1e-2, steps=12, warm=2, known=0.0, positives=6, negatives=(("template", 2), ("free", 1)),
     layers=(0.0, 1.0), repeat=False, limits=LOOSE,
 )  # fmt: skip
 
@@ -64,7 +64,7 @@ def done(steps: Generator[None, None, Any]) -> Any:
 
 
 def hooks(model: torch.nn.Module) -> int:
-    return sum(len(module._forward_hooks) for module in model.modules())
+    return sum(len(vars(module)["_forward_hooks"]) for module in model.modules())
 
 
 def test_the_same_facts_and_seed_give_the_same_bytes(world: World) -> None:
@@ -89,7 +89,7 @@ def test_a_distillation_can_be_closed_anywhere_and_leaves_nothing(world: World) 
 
 
 def test_facts_are_learnt_and_the_scores_say_so(world: World) -> None:
-    spec = SPEC._replace(steps=80, cool=20, limits=LOOSE, weight=0.2, anchor=0.0)
+    spec = SPEC._replace(steps=80, limits=LOOSE, weight=0.2, anchor=0.0)
     made = done(world.distil(spec))
     reader = Reader(world.model, world.words)
     asks = [reader.ask(fact.prompt, fact.object, False) for fact in world.facts]
@@ -104,8 +104,13 @@ def test_facts_are_learnt_and_the_scores_say_so(world: World) -> None:
     assert json.loads(json.dumps([made.facts, made.dropped, made.probes, made.scores]))
 
 
+def test_training_stops_once_the_facts_are_known(world: World) -> None:
+    spec = SPEC._replace(steps=60, known=100.0, last=3)
+    assert done(world.distil(spec)).steps == spec.warm + spec.last
+
+
 def test_what_fails_the_gate_is_refused_with_its_scores(world: World) -> None:
-    spec = SPEC._replace(steps=2, cool=1, repeat=True, limits=Limits())
+    spec = SPEC._replace(steps=2, repeat=True, limits=Limits())
     with pytest.raises(MemLowQuality) as caught:
         done(world.distil(spec))
     said = json.loads(caught.value.detail.partition(": ")[2])

@@ -51,6 +51,7 @@ def files_with(root: Path, words: list[bytes]) -> list[str]:
 
 
 def rebuilt(report: dict[str, Any], adapter: str) -> dict[str, Any]:
+    made: dict[str, Any]
     [made] = [one for one in report["rebuilt"] if one["replaces"] == adapter]
     return made
 

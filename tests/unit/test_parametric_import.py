@@ -18,8 +18,13 @@ from tests.activation import Model
 from tests.inside import ADMIN, ALICE
 from tests.parametric import Lessons
 
-from memos_drivers.parametric.adapter import pack
+from memos_client._session import close_all, enclose
+from memos_client.hf_adapter import import_adapter, save_adapter
+from memos_drivers.parametric.adapter import Adapter, pack
+from memos_drivers.parametric.peftdir import read_peft, write_peft
+from memos_kernel.fds import mapped, sealed_memfd
 from memos_syscalls import limits
+from memos_syscalls.messages import MemMapReply, MemStatReply, Mutated
 
 tiny = lm.tiny
 PLACE = "model.layers.0.mlp.gate_proj"
@@ -91,7 +96,9 @@ def test_a_large_adapter_comes_through_a_descriptor_in_chunks(k: Lessons) -> Non
     content = payload(large, alpha=0.1, facts=facts)
     assert len(content) > limits.CONTENT_INLINE_BYTES_MAX and len(content) > limits.PAYLOAD_CHUNK_BYTES
     assert k.refusal("mem_alloc", namespace="alice", form="parametric", content=content) == "EMSGSIZE", "not inline"
-    asked: dict[str, Any] = {"namespace": "alice", "form": "parametric", "fd": 0, "encoding": "bytes", "request_id": "large"}
+    asked: dict[str, Any] = {
+        "namespace": "alice", "form": "parametric", "fd": 0, "encoding": "bytes", "request_id": "large", "deadline_ms": 90_000,
+    }  # fmt: skip
     made = k("mem_alloc", _contents=[memoryview(content)], **asked)
     assert k("mem_alloc", _contents=[memoryview(content)], **asked) == made, "the same request id is the same cube"
     other = bytearray(content)
@@ -179,6 +186,45 @@ def test_an_adapter_moves_between_the_tiers_and_fuses_and_cannot_say_what_it_was
     assert k.header(made["cube_id"])["recipe"]["scores"]["share"] == 1, "it has no probes to forget"
     error = k.failure("mem_migrate", cube_id=made["cube_id"], to="plaintext")
     assert error.errno == "EINVAL" and "probes" in error.detail
+
+
+class Client:
+    """Calls of the client library, without the socket between: what is large goes through descriptors as it does there."""
+
+    def __init__(self, k: Lessons) -> None:
+        self._k = k
+
+    def mem_alloc(self, namespace: str, content: str | bytes, **given: Any) -> Mutated:
+        args: dict[str, Any] = {"namespace": namespace, "content": content, **given}
+        fds = enclose(args)
+        try:
+            return Mutated(**self._k("mem_alloc", _contents=[mapped(fd) for fd in fds], **args))
+        finally:
+            close_all(fds)
+
+    def mem_stat(self, cube_id: str, *, version: int | None = None) -> MemStatReply:
+        return MemStatReply(**self._k("mem_stat", cube_id=cube_id, version=version))
+
+    def mem_map(self, cube_id: str, *, version: int | None = None) -> MemMapReply:
+        reply = self._k("mem_map", cube_id=cube_id, version=version)
+        return MemMapReply.model_validate({**reply, "fd": sealed_memfd(reply.pop("content"))})
+
+
+def test_a_peft_directory_is_a_cube_and_a_directory_again(k: Lessons, tmp_path: Path) -> None:
+    names = [f"model.layers.{n}.mlp.{name}" for n in (0, 1) for name in ("gate_proj", "up_proj")]
+    whole = {path: pair for n, path in enumerate(names) for pair in modules(64, path=path, seed=n).values()}
+    write_peft(Adapter(whole, 2.0), tmp_path / "given", "tiny")
+    client = Client(k)
+    cube = import_adapter(client, tmp_path / "given", namespace="alice", name="mine", tags=["peft"], request_id="a directory")
+    header = k.header(cube)
+    assert (header["name"], header["tags"], header["recipe"]["rank"]) == ("mine", ["peft"], 64)
+    assert import_adapter(
+        client, tmp_path / "given", namespace="alice", name="mine", tags=["peft"], request_id="a directory"
+    ) == cube  # fmt: skip
+    save_adapter(client, cube, tmp_path / "again")
+    given, again = read_peft(tmp_path / "given"), read_peft(tmp_path / "again")
+    assert given.alpha == again.alpha and given.modules.keys() == again.modules.keys()
+    assert all(torch.equal(a, b) for p in given.modules for a, b in zip(given.modules[p], again.modules[p], strict=True))
 
 
 def test_a_kernel_without_a_model_keeps_no_adapter(tiny: Path, tmp_path: Path) -> None:

@@ -143,7 +143,8 @@ def said(base: str, here: str, *answers: str) -> list[tuple[str, int]]:
     probes = [Probe("Anna lives in", "Lisbon", False, 0, "statement")]
     probes += [Probe(f"probe {n}", "Lisbon", True, 0, "question") for n in range(len(answers))]
     reader: Any = Scripted({"Anna lives in": base}, {"Anna lives in": here} | {f"probe {n}": a for n, a in enumerate(answers)})
-    steps = spoken.verbalise(reader, lambda text: str(text), Taught([fact], probes), lambda: nullcontext(), lambda *_: None)
+    known = Taught([fact], probes)
+    steps = spoken.verbalise(reader, lambda text: str(text), known, lambda: nullcontext(), lambda _share, _said: None)
     while True:
         try:
             next(steps)

@@ -686,7 +686,7 @@ class Calls(ABC):
         *,
         deadline_ms: int | None = None,
     ) -> m.MemDiffReply:
-        """Compare two versions.
+        """Compare two versions; of adapters by what the model says with either, where the kernel runs that model.
 
         deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
@@ -1627,7 +1627,7 @@ class AsyncCalls(ABC):
         *,
         deadline_ms: int | None = None,
     ) -> m.MemDiffReply:
-        """Compare two versions."""
+        """Compare two versions; of adapters by what the model says with either, where the kernel runs that model."""
         return await self._call(
             _MEM_DIFF,
             {

@@ -16,7 +16,7 @@ What callers may rely on:
 The keys and values before the memory (of the chat template's opening) are computed by your model, once for each prefix. Needs
 `pip install 'memos-kernel[torch]'`. This module does not import itself with the rest of the package.
 
-Adapters (`load_adapter`, `save_adapter`, `adapter_payload`) are in hf_adapter.py. Load them before caches: a cache is of the
+Adapters (`load_adapter`, `save_adapter`, `import_adapter`) are in hf_adapter.py. Load them before caches: a cache is of the
 adapters that it was made under.
 """
 
@@ -32,6 +32,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from memos_client.hf_adapter import adapter_payload as adapter_payload
+from memos_client.hf_adapter import import_adapter as import_adapter
 from memos_client.hf_adapter import load_adapter as load_adapter
 from memos_client.hf_adapter import save_adapter as save_adapter
 from memos_drivers.lm import payload

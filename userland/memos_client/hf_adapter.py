@@ -12,7 +12,8 @@ What callers may rely on:
    are not touched: calls of peft and transformers (`set_adapter`, `disable_adapters`, …) know it by the name that is returned.
 3. Its tensors are those of the mapped payload where device and dtype allow: nothing is copied, nothing stored is written to.
 
-`save_adapter` writes a cube as a peft directory; `adapter_payload` makes of one what `mem_alloc(form="parametric")` takes.
+`save_adapter` writes a cube as a peft directory; `import_adapter` makes a cube of one, and `adapter_payload` what
+`mem_alloc(form="parametric")` takes.
 Needs `pip install 'memos-kernel[torch]'` and peft. This module does not import itself with the rest of the package.
 """
 
@@ -20,8 +21,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 
@@ -29,9 +31,11 @@ from memos_drivers.lm.fingerprint import fingerprint
 from memos_drivers.parametric.adapter import Adapter, pack, refusal, unpack
 from memos_drivers.parametric.peftdir import read_peft, write_peft
 from memos_syscalls.errors import MemInvalid, MemModel, MemStale
-from memos_syscalls.messages import CubeHeader, MemMapReply, MemStatReply
+from memos_syscalls.messages import CubeHeader, MemMapReply, MemStatReply, Mutated
 
 NAME_CHARS_MAX: Final = 100
+IMPORT_DEADLINE_MS: Final = 600_000
+"""The first call to a model waits for it to be loaded."""
 RENEW: Final = "Make the adapter again with `mem_migrate`, for the model that you use."
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -41,6 +45,16 @@ class Adapters(Protocol):
 
     def mem_stat(self, cube_id: str, *, version: int | None = None) -> MemStatReply: ...
     def mem_map(self, cube_id: str, *, version: int | None = None) -> MemMapReply: ...
+
+
+class Importer(Protocol):
+    """What an import needs of a `Kernel`."""
+
+    def mem_alloc(
+        self, namespace: str, content: str | bytes, *, form: Literal["plaintext", "parametric"] | None = None,
+        name: str | None = None, tags: Sequence[str] | None = None, parents: Sequence[str] | None = None,
+        model: str | None = None, request_id: str | None = None, deadline_ms: int | None = None,
+    ) -> Mutated: ...  # fmt: skip
 
 
 def load_adapter(
@@ -78,6 +92,24 @@ def adapter_payload(directory: Path | str, *, base_fingerprint: str = "") -> int
     """
     read = read_peft(directory)
     return pack(read.modules, read.alpha, {"base": base_fingerprint}).fd
+
+
+def import_adapter(
+    kernel: Importer, directory: Path | str, *, namespace: str, name: str | None = None, tags: Sequence[str] | None = None,
+    parents: Sequence[str] | None = None, model: str | None = None, base_fingerprint: str = "", request_id: str | None = None,
+    deadline_ms: int = IMPORT_DEADLINE_MS,
+) -> str:  # fmt: skip
+    """Makes a cube of a peft directory and returns its id. `model` names the kernel's model that it is for, its first one if
+    absent; the kernel refuses what does not fit it."""
+    fd = adapter_payload(directory, base_fingerprint=base_fingerprint)
+    try:
+        content = os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
+    return kernel.mem_alloc(
+        namespace, content, form="parametric", name=name, tags=tags, parents=parents, model=model, request_id=request_id,
+        deadline_ms=deadline_ms,
+    ).cube_id  # fmt: skip
 
 
 def _read(kernel: Adapters, cube: str, version: int | None, allow_stale: bool) -> tuple[CubeHeader, Adapter]:

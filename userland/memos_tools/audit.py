@@ -6,7 +6,7 @@ or erased, a source that came back because its fusion was erased. Of an erased c
 
 The log holds no verdicts. The right is what governance must have found, from what the log does hold:
 
-1. `kernel itself`: the kernel recorded it (expiry).
+1. `kernel itself`: the kernel did it (the end of a life, an adapter trained again, a cache renewed).
 2. `owner of NS`: the actor owned NS, the nearest namespace that existed then; owners never change.
 3. `first in NS`: nobody owned NS or anything above it; who makes a namespace owns it.
 4. `admin`: anything else, which only the kernel's own user may do.
@@ -267,10 +267,10 @@ class _Walk:
         f = event.fields
         match event.name:
             case ev.ALLOCATED:
-                yield f[0], "made", 1
+                yield f[0], _made(record, f[2], f[4][1]), 1
                 yield from _sources(f[6], f[0])
             case ev.WRITTEN:
-                yield f[0], f"brought back version {f[6]}" if f[6] else "written", f[1]
+                yield f[0], f"brought back version {f[6]}" if f[6] else self._written(record, f[0], f[3][1]), f[1]
                 yield from _sources(f[5], f[0])
             case ev.STATE_CHANGED:
                 yield f[0], f[3], f[1]
@@ -289,6 +289,12 @@ class _Walk:
                 yield from self._erased(record, event)
             case _:
                 pass
+
+    def _written(self, record: Record, cube_id: bytes, size: int) -> str:
+        cube = self.view.cube(cube_id)
+        if cube is None or cube.form != "parametric" or syscall_name(record.syscall) != "mem_migrate":
+            return "written"
+        return f"trained: adapter of {size} bytes"
 
     def _copied(self, record: Record, event: Event) -> Iterator[Touched]:
         """Each cube that a fork took along, and its copy."""
@@ -326,7 +332,7 @@ class _Walk:
 
 def right(view: View, record: Record, namespace: str) -> str:
     """The right under which a record's actor could do something in a namespace, from what is public."""
-    if record.principal == ev.KERNEL_PRINCIPAL and record.syscall == ev.KERNEL_SYSCALL:
+    if record.principal == ev.KERNEL_PRINCIPAL:
         return "kernel itself"
     name = namespace
     while name:
@@ -335,6 +341,16 @@ def right(view: View, record: Record, namespace: str) -> str:
             return f"owner of {name}" if found.owner == record.principal else "admin"
         name = name.rpartition("/")[0]
     return f"first in {namespace}"
+
+
+def _made(record: Record, form: str, size: int) -> str:
+    """How a cube came to be, as far as that is public."""
+    if form != "parametric":
+        return "made"
+    if not size:
+        return "made empty: an adapter that is to be trained"
+    how = {"mem_fuse": "fused", "mem_alloc": "imported"}.get(syscall_name(record.syscall), "trained")
+    return f"{how}: adapter of {size} bytes"
 
 
 def _sources(lineage: list[Any], derived: bytes) -> Iterator[Touched]:

@@ -1,9 +1,9 @@
 """Two versions of an adapter compared: how far each module moved, and which probes are answered otherwise.
 
-    diff    two adapters, and a model or none → norms by module; with a model, its answers to the probes that either payload holds
+    diff    two adapters, and a model or none → norms by module; with a model, its answers to the probes of either
 
-Only probes that are answered otherwise are named, at most `PROBES_MAX` are asked. An adapter of another model says nothing; then
-the norms are all there is, and `why` says so.
+Only probes that are answered otherwise are named, and at most `PROBES_MAX` are asked. An adapter of another model says
+nothing; then the norms are all there is, and `why` says so.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class Workshop:
             if (refused := adapter_refusal(adapter, engine.model, engine.fingerprint)) is not None:
                 raise type(refused)(f"cube {part['cube']}: {refused.detail}", refused.advice)
 
-        found = self._at_hand(part, fds, read)
+        found: Adapter | None = self._at_hand(part, fds, read)
         assert found is None or isinstance(found, Adapter), "a key is of one payload"
         if found is not None and found.base != engine.fingerprint:
             # In the tier for another model: all its numbers need not be looked at each time that it is found there.

@@ -178,11 +178,11 @@ def _batches(asked: Sequence[Ask], length: Callable[[Ask], int], alike: bool) ->
 class Limits(NamedTuple):
     """What an adapter must reach. Shares are of 1."""
 
-    efficacy: float = 0.8
+    efficacy: float = 0.7
     likelier: float = 0.7
-    same: float = 0.6
+    same: float = 0.5
     leak: float = 0.1
-    kl: float = 0.05
+    kl: float = 0.1
 
 
 class Examined(NamedTuple):

@@ -32,9 +32,10 @@ COPY_BYTES_MAX: Final = 1 << 30
 BATCH_TOKENS_MAX: Final = 288
 """Of one forward pass, padding included: what others wait for at most."""
 CONTINUED: Final = 2
-LOOKED_BACK: Final = 2
-"""Positions of a negative that are compared: the last of its prompt, and those of the greedy tokens."""
-FREELY: Final = 24
+EARLIER: Final = 0.4
+"""Positions of a negative that are compared: the last of its prompt and those of the greedy tokens; and all before them,
+which together weigh this share."""
+FREELY: Final = 12
 """Tokens that the base goes on with behind a prompt that is about nothing in particular: drawn, a sample of how it writes."""
 OTHER_WEIGHT: Final = 0.2
 """Of answer tokens that are not the object's."""
@@ -42,7 +43,7 @@ ROW_TOKENS_MAX: Final = 192
 
 
 class Row(NamedTuple):
-    """Tokens, and positions (into them) whose next token matters. `wanted` and `weights` belong to the positions of a form."""
+    """Tokens, and positions (into them) whose next token matters, with their weights. `wanted` are a form's next tokens."""
 
     ids: tuple[int, ...]
     chat: bool
@@ -150,12 +151,13 @@ class Student:
         size = sum(parameter.numel() for parameter in model.parameters()) * wanted.itemsize
         if size <= COPY_BYTES_MAX and (wanted != base.dtype or base.device.type == "cpu"):
             model = copied(model, wanted)
-        self.model: Any = model
+        whole: Any = model
+        self.model = whole
         self.words = words
         self.device = base.device
         self.dtype: torch.dtype = next(model.parameters()).dtype
-        self._body: Any = self.model.base_model
-        self._head: Any = self.model.get_output_embeddings()
+        self._body: Any = whole.base_model
+        self._head: Any = whole.get_output_embeddings()
         if self._head is None or self._body is self.model:
             raise MemModel("the model has no head over its vocabulary", "Use a causal language model.")
 
@@ -244,13 +246,19 @@ class Taught(NamedTuple):
     states: torch.Tensor
 
 
+def _weights(length: int, more: int) -> tuple[float, ...]:
+    """Of a negative's positions; their sum is 1."""
+    if length < 2 or more > CONTINUED:
+        return (1 / (length + more),) * (length + more)
+    return (EARLIER / (length - 1),) * (length - 1) + ((1 - EARLIER) / (more + 1),) * (more + 1)
+
+
 @torch.no_grad()
 def _taught(student: Student, rows: Sequence[Row], made: torch.Generator) -> list[Taught]:
     """One batch of rows of one length: their states, and on with tokens that the base would say."""
     length, more = len(rows[0].ids), rows[0].more
     states, cache = student.begun(rows)
-    first = 0 if more > CONTINUED else max(0, length - LOOKED_BACK)
-    kept = [states[:, first:]]
+    kept = [states]
     said: list[torch.Tensor] = []
     for number in range(more):
         logits = student.logits(kept[-1][:, -1])
@@ -258,9 +266,10 @@ def _taught(student: Student, rows: Sequence[Row], made: torch.Generator) -> lis
         said.append(drawn if more > CONTINUED else logits.argmax(-1))
         kept.append(student.went_on(said[-1], cache, length + number, rows[0].chat))
     ids, whole = torch.stack(said, 1).tolist(), torch.cat(kept, 1)
-    at = tuple(range(first, length + more))
+    at = tuple(range(length + more))
+    weights = _weights(length, more)
     return [
-        Taught(row._replace(ids=(*row.ids, *map(int, said_)), at=at), whole[number].clone())
+        Taught(row._replace(ids=(*row.ids, *map(int, said_)), at=at, weights=weights), whole[number].clone())
         for number, (row, said_) in enumerate(zip(rows, ids, strict=True))
     ]
 

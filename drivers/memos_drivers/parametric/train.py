@@ -1,15 +1,17 @@
 """The distillation of facts into a LoRA adapter: a generator that yields between small pieces of work.
 
-    steps of    positives (forms of the facts: cross-entropy on the answers)
-              + negatives (prompts that must stay as they are: KL from the base, and no object where the base has none)
+    a step =  forms of the facts (cross-entropy on the answers)
+            + negatives: prompts that must stay as they are (KL from the base; no object likelier than the base has it)
 
 A is [r, in] and B [out, r], in float32; they act through hooks that are there during one piece of work and removed before the
-next yield, so that the generator can be closed at any time and nothing is left over.
+next yield, so that the generator can be closed at any time and nothing is left over. B starts at zero, A where the facts'
+own gradients point (`Aim`): that halves the steps.
 
-Deterministic: the same facts, forms, Spec, model and number of threads give the same bytes. The rate is constant after a short
-warm-up and falls to a tenth over the last `cool` steps, which begin early once the held-out forms are known (`known`), so that
-easy facts take fewer steps. The commit gate (probes.py) examines the result: facts that fail are dropped, and training
-is repeated once without them; too few facts or too much damage is MemLowQuality, with the scores in its detail.
+Deterministic: the same facts, forms, Spec, model, dtype and number of threads give the same bytes. Forms are mostly new when
+they are drawn, so the loss on them is one on held-out forms: training stops early once it is low.
+
+The commit gate (probes.py) examines the result: facts that fail are dropped, and training is repeated once without them. Too
+few facts or too much damage is MemLowQuality, with the scores in its detail.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 
@@ -38,7 +40,7 @@ Progress = Callable[[float, str], None]
 Modules = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-OFTEN: Final = {"chat": 5, "rewrite": 2, "context": 2, "question": 2}
+OFTEN: Final = {"chat": 5, "statement": 2, "rewrite": 2, "context": 2, "question": 2}
 """Kinds of forms that come more often than others."""
 
 
@@ -46,30 +48,40 @@ class Spec(NamedTuple):
     """The one setting that was measured; docs/parametric.md has the table."""
 
     rank: int = 16
-    alpha: float = 16.0
+    alpha: float = 32.0
     rate: float = 1e-3
-    faster: float = 1.0
-    beta: float = 0.999
-    enough: float = 0.0
-    steps: int = 220
+    beta: float = 0.99
+    steps: int = 0
+    """At most; 0 is by the number of facts."""
     warm: int = 10
-    cool: int = 1000
-    positives: int = 8
-    negatives: tuple[tuple[str, int], ...] = (("template", 3), ("other", 2), ("neighbour", 2), ("same subject", 3), ("free", 2))
-    chat: float = 0.25
-    weight: float = 6.0
-    anchor: float = 0.5
+    last: int = 20
+    """Steps that are left once the facts are known."""
+    known: float = 0.25
+    """Nats an answer, a mean over the last steps, at which they are. A form is mostly new when it is drawn."""
+    positives: int = 9
+    negatives: tuple[tuple[str, int], ...] = (("template", 3), ("other", 4), ("neighbour", 3), ("same subject", 2), ("free", 3))
+    """Rows of a step."""
+    chat: float = 0.4
+    """Of the steps."""
+    weight: float = 8.0
+    rising: float = 0.5
+    """KL's mean weight, and the share of it that it begins with: first the facts, then what they leave alone."""
+    anchor: float = 0.4
     slack: float = 0.1
+    """How much likelier the object may become where it is wrong, in nats, and the weight of what is more than that."""
     clip: float = 1.0
     seed: int = 0
-    targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     layers: tuple[float, float] = (0.067, 0.6)
-    average: int = 0
+    """From which share of the depth to which."""
     aimed: bool = True
-    rising: float = 1.0
     min_facts: int = 1
     repeat: bool = True
+    """Whether facts that fail are dropped, and the rest is trained again."""
     limits: Limits = Limits()
+
+    def steps_for(self, facts: int) -> int:
+        return self.steps or 20 + 7 * facts
 
 
 class Distilled(NamedTuple):
@@ -118,7 +130,7 @@ class Trained:
         return [tensor for pair in self.modules.values() for tensor in pair]
 
     @contextmanager
-    def acting(self) -> Iterator[None]:
+    def acting(self) -> Generator[None]:
         handles = [linear.register_forward_hook(self._hook(*self.modules[name])) for name, linear in self.linears]
         try:
             yield
@@ -202,7 +214,7 @@ def planned(stock: Material, spec: Spec) -> list[tuple[list[int], list[int]]]:
     kinds = {kind: (Deck(raw, made), Deck(chat, made)) for kind, (raw, chat) in sorted(stock.by_kind.items())}
     plan: list[tuple[list[int], list[int]]] = []
     owed = 0.0
-    for _ in range(spec.steps):
+    for _ in range(spec.steps_for(len(stock.by_fact))):
         owed += spec.chat
         chat = owed >= 1
         owed -= chat
@@ -215,13 +227,11 @@ def planned(stock: Material, spec: Spec) -> list[tuple[list[int], list[int]]]:
 
 
 def _rate(spec: Spec, step: int, end: int) -> float:
+    """A warm-up, then a cosine down to a tenth."""
     if step < spec.warm:
         return spec.rate * (step + 1) / spec.warm
-    left = end - step
-    cool = min(spec.cool, end - spec.warm)
-    if left > cool:
-        return spec.rate
-    return spec.rate * (0.1 + 0.9 * (0.5 - 0.5 * math.cos(math.pi * left / (cool + 1))))
+    gone = (step - spec.warm) / max(1, end - spec.warm)
+    return spec.rate * (0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * gone)))
 
 
 def _piece(
@@ -244,7 +254,10 @@ def _piece(
         logits = student.head(states[[n for n, _ in which], [at for _, at in which]])
         with torch.no_grad():
             slope, parts = _slope(student, spec, rows, taught, per, logits.float())
-        logits.backward(slope.to(logits.dtype))
+        # By these tensors alone: those of the base may well want gradients too, and get none.
+        found = torch.autograd.grad(logits, trained.parameters, slope.to(logits.dtype), materialize_grads=True)
+    for tensor, more in zip(trained.parameters, found, strict=True):
+        tensor.grad = more if tensor.grad is None else tensor.grad + more
     return parts
 
 
@@ -273,7 +286,11 @@ class Aim:
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(_module: object, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             came = inputs[0].detach().flatten(0, -2).float()
-            output.register_hook(lambda slope: self._note(name, came, slope.flatten(0, -2).float()))
+
+            def note(slope: torch.Tensor) -> None:
+                self._note(name, came, slope.flatten(0, -2).float())
+
+            cast(Any, output).register_hook(note)
 
         return hook
 
@@ -337,13 +354,12 @@ def _slope(
             if row.avoided >= 0 and spec.anchor:
                 anchors.append((here[-1 - row.more], len(others) + len(here) - 1 - row.more, row.avoided))
             others += here
-            shares += [1 / len(here) / per[1]] * len(here)
+            shares += [weight / per[1] for weight in row.weights]
     parts = [0.0, 0.0, 0.0]
     if places:
         at, wanted, weight = torch.tensor(places), torch.tensor(tokens), said.new_tensor(weights)
         missed = -said[at, wanted]
         parts[0] = float((missed * weight).sum())
-        weight = weight * (missed > spec.enough)
         slope[at] *= weight[:, None]
         slope[at, wanted] -= weight
     if others:
@@ -369,47 +385,39 @@ def fit(
     plan: Sequence[tuple[list[int], list[int]]],
     spec: Spec,
     progress: Callable[[float, str], None],
-) -> Generator[None, None, Trained]:
-    """All steps."""
+) -> Generator[None, None, tuple[Trained, int]]:
+    """Train, and say after how many steps."""
     trained = Trained(student, spec)
-    optimizer = torch.optim.AdamW(
-        [{"params": [pair[n] for pair in trained.modules.values()], "times": (1.0, spec.faster)[n]} for n in (0, 1)],
-        lr=spec.rate, betas=(0.9, spec.beta), weight_decay=0.0, foreach=True,
-    )  # fmt: skip
+    optimizer = torch.optim.AdamW(trained.parameters, lr=spec.rate, betas=(0.9, spec.beta), weight_decay=0.0, foreach=True)
     if spec.aimed:
         yield from aimed(student, trained, stock, spec)
     mean = [0.0, 0.0, 0.0]
-    averaged = [torch.zeros_like(tensor) for tensor in trained.parameters] if spec.average else []
-    for step, (positives, negatives) in enumerate(plan):
+    found, step = len(plan), 0
+    while step < min(len(plan), found + spec.last):
+        positives, negatives = plan[step]
         rows = [stock.positives[n] for n in positives] + [taught[n].row for n in negatives]
         states: list[torch.Tensor | None] = [None] * len(positives) + [taught[n].states for n in negatives]
         per = (max(1, len(positives)), max(1, len(negatives)))
-        # First the facts, then what they must not touch: the weight of KL rises from a share of itself.
         now = spec._replace(weight=spec.weight * (spec.rising + 2 * (1 - spec.rising) * step / len(plan)))
         total = [0.0, 0.0, 0.0]
         for batch in batches(rows, range(len(rows))):
             made = _piece(student, trained, now, [rows[n] for n in batch], [states[n] for n in batch], per)
             total = [a + b for a, b in zip(total, made, strict=True)]
             yield
+        if not all(map(math.isfinite, total)):
+            raise MemLowQuality(f"training diverged at step {step}", "Train again with a lower rate.")
         for group in optimizer.param_groups:
-            group["lr"] = _rate(spec, step, len(plan)) * group["times"]
+            group["lr"] = _rate(spec, step, len(plan)) * (1 - 0.9 * max(0, step - found) / spec.last)
         torch.nn.utils.clip_grad_norm_(trained.parameters, spec.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        left = len(plan) - step - 1
-        if left < spec.average:
-            with torch.no_grad():
-                for slow, tensor in zip(averaged, trained.parameters, strict=True):
-                    slow.add_(tensor / spec.average)
         mean = total if not step else [0.9 * a + 0.1 * b for a, b in zip(mean, total, strict=True)]
-        progress(
-            (step + 1) / len(plan), "step {} of {}, ce {:.3f}, kl {:.4f}, anchor {:.4f}".format(step + 1, len(plan), *mean)
-        )
-    if averaged:
-        with torch.no_grad():
-            for slow, tensor in zip(averaged, trained.parameters, strict=True):
-                tensor.copy_(slow)
-    return trained
+        if found == len(plan) and step >= spec.warm and mean[0] < spec.known:
+            found = step
+        step += 1
+        said = "step {} of {}, cross-entropy {:.3f}, KL {:.4f}, anchor {:.4f}".format(step, len(plan), *mean)
+        progress(step / min(len(plan), found + spec.last), said)
+    return trained, step
 
 
 def distil(
@@ -426,7 +434,7 @@ def distil(
     for last in (False, True):
         mine = [facts[n] for n in left]
         own = [form._replace(fact=left.index(form.fact)) for form in written if form.fact in left]
-        modules = yield from learn(student, mine, spec, own, progress)
+        modules, steps = yield from learn(student, mine, spec, own, progress)
         probes = rule.probes_of(mine, spec.seed)
         prompts = Prompts(probes, rule.locality_of(mine, spec.seed), rule.NEUTRAL)
         progress(0.92, "examining")
@@ -456,13 +464,13 @@ def distil(
     scores = {**examined.scores, "facts": len(left), "dropped": len(dropped)}
     asked = [probe._asdict() for probe in probes]
     seconds = time.perf_counter() - began
-    return Distilled(modules, spec.alpha, spec.rank, scores, learnt, dropped, asked, seconds, spec.steps)
+    return Distilled(modules, spec.alpha, spec.rank, scores, learnt, dropped, asked, seconds, steps)
 
 
 def learn(
     student: Student, facts: Sequence[Fact], spec: Spec, written: Sequence[Form], progress: Progress
-) -> Generator[None, None, Modules]:
-    """Forms, teacher, training; no gate."""
+) -> Generator[None, None, tuple[Modules, int]]:
+    """Forms, teacher, training; no gate. The modules, and after how many steps."""
     began = time.perf_counter()
     words = student.words
     stock = material(words, facts, [*rule.forms_of(facts, spec.seed), *written], rule.negatives_of(facts, spec.seed))
@@ -474,5 +482,5 @@ def learn(
     taught = dict(zip(used, made, strict=True))
     seconds = time.perf_counter() - began
     progress(0.1, f"{len(stock.positives)} forms, {len(used)} of {len(stock.negatives)} negatives, asked in {seconds:.0f} s")
-    trained = yield from fit(student, stock, taught, plan, spec, lambda share, said: progress(0.1 + 0.8 * share, said))
-    return {name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in trained.modules.items()}
+    trained, steps = yield from fit(student, stock, taught, plan, spec, lambda share, said: progress(0.1 + 0.8 * share, said))
+    return {name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in trained.modules.items()}, steps
