@@ -35,6 +35,7 @@ from memos_client.ingest import ingest
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemConflict, MemError, MemShredded, MemUnreachable
 
+from .demo_lessons import learn
 from .demo_model import think
 
 CONVERSATION: Final = Path(__file__).parent / "data" / "conversation.json"
@@ -351,6 +352,7 @@ def tell(story: Story) -> None:
     look_back(story, kernel, job, offset)
     what_if(story, kernel)
     think(story, kernel)
+    learn(story, kernel)
     erase(story, kernel)
     prove(story, crash(story, kernel))
     onwards = Table.grid(padding=(0, 2))

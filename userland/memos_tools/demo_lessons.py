@@ -29,7 +29,6 @@ QUESTIONS: Final = (
 )
 ELSEWHERE: Final = "What is the capital of France?"
 MOVED: Final = "Maya's sister Ines lives in Lisbon."
-STEPS: Final = 80
 ENOUGH: Final = 3
 """Of the four facts, those that an adapter must know; the smallest of models does not learn each of them each time."""
 ANSWER_TOKENS: Final = 24
@@ -52,7 +51,7 @@ def learn(story: Story, kernel: Kernel) -> None:
 def distilled(story: Story, kernel: Kernel, memories: list[str]) -> str:
     """Train, show how it goes, and say what came of it."""
     began = time.monotonic()
-    params = {"steps": STEPS, "min_facts": ENOUGH}
+    params = {"min_facts": ENOUGH}
     started = kernel.mem_migrate(cube_ids=memories, to="parametric", name="about Maya", params=params, wait=False)
     assert started.job_id is not None, "a migration that is not waited for has a job"
     cube = finished(story, kernel, started.job_id)

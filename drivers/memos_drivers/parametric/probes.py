@@ -179,7 +179,7 @@ class Limits(NamedTuple):
     """What an adapter must reach. Shares are of 1."""
 
     efficacy: float = 0.7
-    likelier: float = 0.7
+    likelier: float = 0.5
     same: float = 0.5
     leak: float = 0.1
     kl: float = 0.1

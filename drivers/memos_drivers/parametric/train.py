@@ -33,7 +33,7 @@ from memos_drivers.parametric.adapter import Adapter, applied
 from memos_drivers.parametric.facts import Fact
 from memos_drivers.parametric.forms import Form, Negative
 from memos_drivers.parametric.probes import Limits, Prompts, Reader, examine, refusal
-from memos_drivers.parametric.teacher import Row, Student, Taught, Words, batches, form_row, negative_row, teach
+from memos_drivers.parametric.teacher import FREELY, Row, Student, Taught, Words, batches, form_row, negative_row, teach
 from memos_syscalls.errors import MemInvalid, MemLowQuality, MemModel
 
 Progress = Callable[[float, str], None]
@@ -61,11 +61,13 @@ class Spec(NamedTuple):
     positives: int = 9
     negatives: tuple[tuple[str, int], ...] = (("template", 3), ("other", 4), ("neighbour", 3), ("same subject", 2), ("free", 3))
     """Rows of a step."""
-    chat: float = 0.4
+    chat: float = 0.45
     """Of the steps."""
     weight: float = 8.0
     rising: float = 0.5
     """KL's mean weight, and the share of it that it begins with: first the facts, then what they leave alone."""
+    free: float = 2.5
+    """How much more KL weighs where the prompt is about nothing in particular."""
     anchor: float = 0.4
     slack: float = 0.1
     """How much likelier the object may become where it is wrong, in nats, and the weight of what is more than that."""
@@ -81,7 +83,7 @@ class Spec(NamedTuple):
     limits: Limits = Limits()
 
     def steps_for(self, facts: int) -> int:
-        return self.steps or 20 + 7 * facts
+        return self.steps or 60 + 7 * facts
 
 
 class Distilled(NamedTuple):
@@ -354,7 +356,8 @@ def _slope(
             if row.avoided >= 0 and spec.anchor:
                 anchors.append((here[-1 - row.more], len(others) + len(here) - 1 - row.more, row.avoided))
             others += here
-            shares += [weight / per[1] for weight in row.weights]
+            times = spec.free if row.more == FREELY else 1.0
+            shares += [times * weight / per[1] for weight in row.weights]
     parts = [0.0, 0.0, 0.0]
     if places:
         at, wanted, weight = torch.tensor(places), torch.tensor(tokens), said.new_tensor(weights)
