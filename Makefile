@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROCESSES ?= 4
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo demo-kafka test check lint crash sim bench docs clean
+.PHONY: setup demo demo-kafka test check lint crash sim train bench docs clean
 
 setup: .venv/.installed
 
@@ -44,6 +44,9 @@ crash: .venv/.developing
 
 sim: .venv/.developing
 	$(BIN)/python -m tests.sim.run --seeds 10000
+
+train: .venv/.developing
+	MEMOS_TRAIN=1 $(BIN)/python -m pytest tests/scripts/test_demo.py
 
 bench: .venv/.developing
 	bash tests/bench/run.sh

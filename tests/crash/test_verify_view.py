@@ -8,14 +8,21 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from tests.inside import Inside
+from tests.inside import ADMIN, Inside
 
 from memos_drivers.stores.base import LOG, VIEW, Batch
 from memos_kernel import crypto, verify
 from memos_kernel import events as ev
+from memos_kernel.decide_migrate import Product
 from memos_kernel.events import pack
-from memos_kernel.state import DIGEST_BYTES, META_APPLIED, u64
+from memos_kernel.governance import raw_id
+from memos_kernel.jobs import Own
+from memos_kernel.state import CONTENT, DIGEST_BYTES, META_APPLIED, u64
+from memos_kernel.stats import Histogram
+from memos_kernel.turn import Turn
 from memos_kernel.verify_view import KINDS
+from memos_kernel.writes import Write
+from memos_syscalls.table import BY_NAME
 
 
 def put(k: Inside, family: str, key: bytes, value: bytes | None) -> None:
@@ -27,6 +34,19 @@ def put(k: Inside, family: str, key: bytes, value: bytes | None) -> None:
 def full(k: Inside) -> verify.Report:
     kernel = k.kernel
     return verify.verify_full(kernel.store, kernel.log, kernel.keys, kernel.vault)
+
+
+def adapter(k: Inside, source: str) -> None:
+    """A cube as a training makes it, without a model."""
+    args = {"cube_id": source, "to": "parametric"}
+    product = Product("parametric", "a", None, [(raw_id(source), 1, CONTENT)], {"method": "distil"}, None, 0, [])
+
+    async def commit() -> None:
+        turn = Turn(Own(ADMIN), 0, BY_NAME["mem_migrate"], Histogram())
+        write = Write(turn, turn.syscall.request.model_validate(args), args).made(turn, product)
+        await k.kernel.commit_product(write, [b"tensors"], None)
+
+    k.loop.run_until_complete(commit())
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +61,7 @@ def rich() -> Iterator[Inside]:
         k("mem_pin", cube_id=b)
         k("mem_fork", namespace="a", to="b")
         k("mem_shred", cube_id=k("mem_alloc", namespace="a", content="z")["cube_id"])
+        adapter(k, a)
         k.reopen()
         assert full(k).ok
         yield k

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemConflict, MemInvalid, MemUnreachable
+from memos_syscalls.messages import FuseStrategy
 from memos_tools.shell import Shell, main
 from memos_tools.shell_prompt import Completions, converse
 
@@ -129,7 +130,7 @@ def test_completion_offers_commands_options_choices_and_recent_cubes() -> None:
 
     assert {"alloc", "alloc-many", "ingest"} >= offered("al") | offered("ing") >= {"alloc", "ingest"}
     assert "--expect-version" in offered("write x --ex")
-    assert offered("fuse x --strategy ") == {"dedupe", "merge", "timeline", "kv"}
+    assert offered("fuse x --strategy ") == set(get_args(FuseStrategy))
     assert offered("x = read 0192") == {ID} and offered("read $") == {"$a"}
 
 

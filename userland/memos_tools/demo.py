@@ -3,8 +3,8 @@
 It starts a real kernel in a temporary directory, remembers a conversation, asks, edits, looks back, forks, fuses, lets a
 model continue from what it remembers, erases, kills the kernel with signal 9, and checks the log offline. Every sentence
 it prints is followed by what the kernel answered, and every claim is checked: a claim that does not hold ends the
-demonstration with exit status 1. So it is a test as well. `--fast` leaves out the pauses for reading, `--keep DIR` works
-in DIR and leaves it there.
+demonstration with exit status 1. So it is a test as well. `--fast` leaves out the pauses for reading and what trains,
+`--keep DIR` works in DIR and leaves it there.
 """
 
 from __future__ import annotations
@@ -382,7 +382,7 @@ def workplace(keep: str | None) -> Generator[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("memos-demo", description="A kernel, a conversation, and checks on every claim.")
-    parser.add_argument("--fast", action="store_true", help="no pauses for reading")
+    parser.add_argument("--fast", action="store_true", help="no pauses for reading, and no training, which takes minutes")
     parser.add_argument("--keep", metavar="DIR", help="work in DIR and leave it there")
     options = parser.parse_args(argv)
     console = Console(highlight=False)

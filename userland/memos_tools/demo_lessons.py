@@ -41,6 +41,9 @@ def learn(story: Story, kernel: Kernel) -> None:
     if missing:
         story.show(f"left out: {', '.join(missing)} not installed; run `make setup`", "yellow")
         return
+    if story.fast:
+        story.show("left out: it trains three adapters, which takes minutes; run without --fast", "yellow")
+        return
     memories = [kernel.mem_alloc(NAMESPACE, fact).cube_id for fact in FACTS]
     adapter = distilled(story, kernel, memories)
     show(story, kernel, adapter)

@@ -24,7 +24,7 @@ from memos_drivers.activation.compose import Chunk, Text, capture, compose, merg
 from memos_drivers.activation.forward import cut
 from memos_drivers.activation.forward import supported as composable
 from memos_drivers.activation.kv import Packed, Payload, pack
-from memos_drivers.lm.fingerprint import rope_digest
+from memos_drivers.lm.fingerprint import adapters, rope_digest
 from memos_drivers.lm.models import Loaded
 from memos_drivers.lm.past import Segment, past, segment_of, shape_of, supported
 from memos_drivers.lm.payload import FORMAT, STORED
@@ -145,6 +145,10 @@ class Engine:
         if clear is not None:
             clear()
 
+    def marks(self) -> list[str]:
+        """Everything that acts now, sorted: adapters of this step, and those that somebody wrapped the model in."""
+        return sorted((*self.acting, *adapters(self.model)))
+
     # -- tokens ------------------------------------------------------------------------------------------------------
 
     def memory_ids(self, texts: Sequence[str]) -> list[int]:
@@ -164,7 +168,7 @@ class Engine:
 
     def _sizes(self, prefix: Sequence[int], ids: Sequence[int], stored: str | None) -> dict[str, Any]:
         return {
-            "model": self.name, "fingerprint": self.fingerprint, "adapters": list(self.acting),
+            "model": self.name, "fingerprint": self.fingerprint, "adapters": self.marks(),
             "dtype": self.dtype_name, "stored": stored or self.dtype_name, "rope": self.rope, "prefix": digest(prefix),
             "start": len(prefix), "tokens": len(ids), "digest": digest(ids),
         }  # fmt: skip
@@ -275,7 +279,7 @@ class Engine:
         """Why a cache is not this request's; None when it is. `ids` are those of its texts, None where they are not known."""
         said = payload.descriptor
         for name, found, here in (
-            ("model", said.get("model"), self.fingerprint), ("adapters", said.get("adapters"), list(self.acting)),
+            ("model", said.get("model"), self.fingerprint), ("adapters", said.get("adapters"), self.marks()),
             ("dtype", said.get("dtype"), self.dtype_name), ("rope", said.get("rope"), self.rope),
             ("layers", (said.get("layers"), said.get("kv_heads"), said.get("head_dim")),
              (self.layers, self.kv_heads, self.head_dim)),
