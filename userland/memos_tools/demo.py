@@ -69,6 +69,8 @@ class Story:
     directory: Path
     fast: bool
     process: subprocess.Popen[bytes] | None = None
+    trains: bool = True
+    """Whether the chapter that takes minutes is told."""
     steps: int = 0
     learned: list[str] = field(default_factory=list[str])
 
@@ -387,7 +389,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     console = Console(highlight=False)
     with workplace(options.keep) as directory:
-        story = Story(console, directory, options.fast or not console.is_terminal)
+        story = Story(console, directory, options.fast or not console.is_terminal, trains=not options.fast)
         try:
             tell(story)
         except (DoesNotHold, MemError) as error:

@@ -45,7 +45,7 @@ def learn(story: Story, kernel: Kernel) -> None:
     if missing:
         story.show(f"left out: {', '.join(missing)} not installed; run `make setup`", "yellow")
         return
-    if story.fast:
+    if not story.trains:
         story.show("left out: it trains an adapter twice, which takes minutes; run without --fast", "yellow")
         return
     memories = {fact: kernel.mem_alloc(NAMESPACE, fact.statement).cube_id for fact in FACTS}
