@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests import lm
 
+from memos_drivers.host.adapter_ops import told
 from memos_drivers.lm.models import load
 from memos_drivers.lm.tokens import TokenLayout
 from memos_drivers.parametric import train
@@ -19,6 +20,7 @@ from memos_drivers.parametric.adapter import Adapter, applied
 from memos_drivers.parametric.facts import Fact, Text, facts_of
 from memos_drivers.parametric.forms import Form, Negative
 from memos_drivers.parametric.probes import Limits, Reader
+from memos_drivers.parametric.taught import taught
 from memos_drivers.parametric.teacher import Student, Words, batches, form_row, negative_row, teach
 from memos_syscalls.errors import MemInvalid, MemLowQuality, MemModel
 
@@ -102,6 +104,14 @@ def test_facts_are_learnt_and_the_scores_say_so(world: World) -> None:
         made.scores
     )
     assert json.loads(json.dumps([made.facts, made.dropped, made.probes, made.scores]))
+
+
+def test_what_a_payload_says_it_was_taught_is_read_as_it_was_written(world: World) -> None:
+    made = done(world.distil())
+    said = json.loads(json.dumps(told(made, [Form("The kettle is", " blue", False, 1, "written")])))
+    read = taught(said)
+    assert read.facts == world.facts and [probe._asdict() for probe in read.probes] == made.probes
+    assert [one["asked"] for one in said["learnt"]] == [fact["asked"] for fact in made.facts]
 
 
 def test_training_stops_once_the_facts_are_known(world: World) -> None:

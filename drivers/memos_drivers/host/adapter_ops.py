@@ -47,9 +47,7 @@ def operations(shop: Workshop) -> dict[str, Op]:
         spec = train.Spec()._replace(**params)
         spec = spec._replace(limits=spec.limits._replace(**bounds))
         made = yield from train.distil(engine.model, engine.layout, found.facts, spec, written, context.progress)
-        descriptor = {"base": engine.fingerprint}
-        facts = {"facts": made.facts, "probes": made.probes, "forms": [form._asdict() for form in written]}
-        packed = pack(made.modules, made.alpha, descriptor, facts)
+        packed = pack(made.modules, made.alpha, {"base": engine.fingerprint}, told(made, written))
         subjects = sorted({str(fact["subject"]) for fact in made.facts})
         return {
             "model": engine.name, "fingerprint": engine.fingerprint, "dtype": engine.dtype_name, "digest": packed.digest,
@@ -61,6 +59,13 @@ def operations(shop: Workshop) -> dict[str, Op]:
         }, [packed.fd]  # fmt: skip
 
     return {"distil": distil}
+
+
+def told(made: train.Distilled, written: Sequence[Form]) -> dict[str, Any]:
+    """What the payload says that the adapter was taught, as `taught` reads it; and how well each fact was learnt, in order."""
+    facts = [{field: fact[field] for field in Fact._fields} for fact in made.facts]
+    learnt = [{field: value for field, value in fact.items() if field not in Fact._fields} for fact in made.facts]
+    return {"facts": facts, "probes": made.probes, "forms": [form._asdict() for form in written], "learnt": learnt}
 
 
 def _written(
