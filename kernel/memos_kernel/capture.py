@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
@@ -24,17 +23,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
 from memos_syscalls import messages as m
-from memos_syscalls.errors import MemAgain, MemConflict, MemInvalid, MemTooLarge
+from memos_syscalls.errors import MemAgain, MemInvalid, MemTooLarge
 
 from . import lifecycle
 from .attach import Wanted, adapter_part, capped, payload_bytes
 from .decide import live, live_cube
-from .decide_migrate import Product
 from .governance import Access, text_id
 from .jobs import Job, still_there
-from .products import ATTEMPTS, close, commit, key_of, params_of, submit, usable
+from .products import close, commit, distinct, key_of, known_by, next_version, of_the_present, params_of, reused, submit, usable
 from .sources import Texts, made_from, texts_of
-from .state import CONTENT, CONTEXT, Cube, Version, View
+from .state import CONTENT, CONTEXT, Cube, View
 from .writes import Write
 
 if TYPE_CHECKING:
@@ -88,8 +86,7 @@ def _plan(kernel: Kernel, view: View, request: Any, caller: Any, params: Params)
     access = Access(view, caller)
     now = kernel.clock.now()
     named = [request.cube_id] if request.cube_id is not None else list(request.cube_ids)
-    if len(set(named)) != len(named):
-        raise MemInvalid("cube_ids names a cube twice")
+    distinct(named)
     found: list[Texts] = []
     size = 0
     for text in named:
@@ -186,25 +183,6 @@ def _neighbours(
     return found
 
 
-def _derived(kernel: Kernel, view: View, plan: Plan, binding: str) -> tuple[Cube, Version, dict[str, Any]] | None:
-    """The cube with this binding, its newest version and recipe. For a thread."""
-    for cube_id in view.derived(plan.sources[0][0]):
-        cube = view.cube(cube_id)
-        if cube is None or cube.form != "activation" or cube.namespace != plan.namespace or cube.slot is None:
-            continue
-        if cube.state not in lifecycle.SEARCHABLE or "write" not in lifecycle.TRANSITIONS[cube.state]:
-            continue
-        if lifecycle.effective(cube.state, cube.expires_at, kernel.clock.now()) == lifecycle.EXPIRED:
-            continue
-        row = view.version(cube, cube.version)
-        if row is None:
-            continue
-        recipe = kernel.vault.open_private(*row).recipe or {}
-        if recipe.get("binding") == binding:
-            return cube, row[0], recipe
-    return None
-
-
 # -- jobs ----------------------------------------------------------------------------------------------------------------
 
 
@@ -219,39 +197,24 @@ async def _capture(
     kernel: Kernel, write: Write, job: Job, params: Params, background: bool = False
 ) -> dict[str, Any]:
     """Prefill the sources' text and keep the cache."""
-    attempt = 0
-    while True:
-        try:
-            return await _capture_once(kernel, write, job, params, background)
-        except MemConflict:
-            # What was made is of the past. The caller asked for the present.
-            attempt += 1
-            if attempt == ATTEMPTS:
-                raise
-            job.commit_refused()
+    return await of_the_present(job, lambda: _capture_once(kernel, write, job, params, background))
 
 
 async def _capture_once(
     kernel: Kernel, write: Write, job: Job, params: Params, background: bool
 ) -> dict[str, Any]:
     request, caller = write.request, write.turn.peer.caller
-    view = kernel.frozen_view()
-    plan = await kernel.runtime.in_thread(caller.principal, _plan, kernel, view, request, caller, params)
+    view, who = kernel.frozen_view(), caller.principal
+    access = Access(view, caller)
+    plan = await kernel.runtime.in_thread(who, _plan, kernel, view, request, caller, params)
     job.reads = {source for source, _at, _role in plan.sources}
     for one in plan.adapters:
-        job.reads |= {source.cube_id for source, _role in made_from(Access(view, caller), one.cube, one.version)}
+        job.reads |= {source.cube_id for source, _role in made_from(access, one.cube, one.version)}
     still_there(kernel, job.reads)
-    who = caller.principal
-    held: list[int] = []
-    size = payload_bytes(Access(view, caller), [(one.cube, one.version) for one in plan.adapters])
-    kernel.runtime.hold(who, size)
-    try:
-        parts = [await adapter_part(kernel, Access(view, caller), one, held, missing=True) for one in plan.adapters]
+    size = payload_bytes(access, [(one.cube, one.version) for one in plan.adapters])
+    with kernel.runtime.holding(who, size) as held:
+        parts = [await adapter_part(kernel, access, one, held, missing=True) for one in plan.adapters]
         return await _capture_under(kernel, write, job, params, background, plan, parts, held)
-    finally:
-        kernel.runtime.release(who, size)
-        for fd in held:
-            os.close(fd)
 
 
 async def _capture_under(
@@ -277,13 +240,11 @@ async def _capture_under(
     versions = [[text_id(source), at, role] for source, at, role in plan.sources]
     key = key_of("memos.kv", LAYOUT, [sizes["fingerprint"], sizes["adapters"], *here, versions, sizes["digest"]])
     async with kernel.runtime.one_at_a_time(binding):
-        known = await kernel.runtime.in_thread(caller.principal, _derived, kernel, kernel.frozen_view(), plan, binding)
-        if known is not None and known[2].get("key") == key:
-            cube, row, _recipe = known
-            return {
-                "cube_id": text_id(cube.cube_id), "version": row.version, "offset": row.seq, "reused": True, "state": "done",
-                "job_id": job.id,
-            }  # fmt: skip
+        known = await kernel.runtime.in_thread(
+            who, known_by, kernel, kernel.frozen_view(), DRIVER.form, plan.namespace, plan.sources[0][0], binding
+        )
+        if known is not None and known.recipe.get("key") == key:
+            return reused(known, job)
         if background and known is None:
             raise MemInvalid("the cache that was to be renewed takes no new version any more")
         queued = time.monotonic()
@@ -302,19 +263,9 @@ async def _capture_under(
                 "asked": [request.cube_id] if request.cube_id is not None else list(request.cube_ids), "beside": wanted,
                 "under": [{"cube_id": text_id(one.cube.cube_id), "weight": one.weight} for one in plan.adapters],
             }  # fmt: skip
-            name = request.name or (_name(kernel, known) if known is not None else None)
-            product = Product(
-                "activation", plan.namespace, name, plan.sources, recipe, None if known is None else known[0].cube_id,
-                0 if known is None else known[0].version, [],
-            )  # fmt: skip
-            done = await commit(kernel, write, job, product, answer, None if known is None else known[0])
+            product = next_version(DRIVER.form, plan.namespace, request.name, plan.sources, recipe, known)
+            done = await commit(kernel, write, job, product, answer, None if known is None else known.cube)
         finally:
             close(answer)
     timings = {"queued": queued - began, "prefill": made["seconds"], "whole": time.monotonic() - began}
     return {**done, "job_id": job.id, "state": "done", "timings": timings}
-
-
-def _name(kernel: Kernel, known: tuple[Cube, Version, dict[str, Any]]) -> str | None:
-    cube, row, _recipe = known
-    found = kernel.view.version(cube, row.version)
-    return None if found is None else kernel.vault.open_private(*found).name

@@ -130,9 +130,7 @@ async def _asked(kernel: Kernel, access: Access, cube: Cube, versions: tuple[int
     rows = [row_at(access, cube, version) for version in versions]
     size = sum(row.payload_bytes for row in rows)
     name = recipe_of(kernel.vault, access.view, cube, versions[1]).get("model_name")
-    held: list[int] = []
-    kernel.runtime.hold(who, size)
-    try:
+    with kernel.runtime.holding(who, size) as held:
         parts: list[dict[str, Any]] = []
         for row in rows:
             payload = await kernel.hosttier.load(cube, row)
@@ -140,7 +138,3 @@ async def _asked(kernel: Kernel, access: Access, cube: Cube, versions: tuple[int
             held.append(os.dup(payload.fd))
         asked = {"model": name if name in kernel.runtime.names else None, "parts": parts}
         return (await kernel.runtime.host.run("diff", asked, held, who=who, on_progress=job.report)).result
-    finally:
-        kernel.runtime.release(who, size)
-        for fd in held:
-            os.close(fd)

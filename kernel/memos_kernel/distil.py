@@ -21,16 +21,29 @@ from pydantic import BaseModel, ConfigDict, Field
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
 from memos_syscalls import messages as m
-from memos_syscalls.errors import MemAgain, MemConflict, MemInvalid, MemTooLarge
+from memos_syscalls.errors import MemAgain, MemInvalid, MemTooLarge
 
-from . import lifecycle
+from .attach import stale
 from .decide import live, live_cube
-from .decide_migrate import Product
 from .governance import Access, text_id
 from .jobs import Job, still_there
-from .products import ATTEMPTS, close, commit, key_of, mergeable, params_of, submit
+from .products import (
+    Known,
+    close,
+    commit,
+    distinct,
+    key_of,
+    known_by,
+    mergeable,
+    newest,
+    next_version,
+    of_the_present,
+    params_of,
+    reused,
+    submit,
+)  # fmt: skip
 from .sources import Leaf, cache_leaves, check_sources, newer_source, recipe_of, texts_of
-from .state import CONTENT, Cube, Version, View
+from .state import CONTENT, Cube, View
 from .writes import Write
 
 if TYPE_CHECKING:
@@ -118,8 +131,6 @@ def leaves_of(kernel: Kernel, access: Access, cube: Cube) -> tuple[list[Leaf], l
         return found.leaves, found.through
     check_sources(access, cube, cube.version)
     if (newer := newer_source(access, cube, cube.version)) is not None:
-        from .attach import stale
-
         raise stale(cube, newer)
     leaves = cache_leaves(kernel.vault, access, cube, cube.version)
     if not leaves:
@@ -131,8 +142,7 @@ def plan_of(kernel: Kernel, view: View, named: list[str], namespace: str | None,
     """Everything a distillation reads, opened. For a thread."""
     access = Access(view, caller)
     now = kernel.clock.now()
-    if len(set(named)) != len(named):
-        raise MemInvalid("cube_ids names a cube twice")
+    distinct(named)
     leaves: dict[bytes, Leaf] = {}
     through: dict[bytes, int] = {}
     size = 0
@@ -158,39 +168,11 @@ def plan_of(kernel: Kernel, view: View, named: list[str], namespace: str | None,
     return Plan(target, tenant, texts, sources, len(leaves))
 
 
-def derived(kernel: Kernel, view: View, plan: Plan, binding: str) -> tuple[Cube, Version, dict[str, Any]] | None:
-    """The adapter with this binding, its newest version and recipe. For a thread."""
-    now = kernel.clock.now()
-    for cube_id in view.derived(plan.sources[0][0]):
-        cube = view.cube(cube_id)
-        if cube is None or cube.form != "parametric" or cube.namespace != plan.namespace or cube.slot is None:
-            continue
-        state = lifecycle.effective(cube.state, cube.expires_at, now)
-        if state not in lifecycle.SEARCHABLE or "write" not in lifecycle.TRANSITIONS[state]:
-            continue
-        row = view.version(cube, cube.version)
-        if row is None:
-            continue
-        recipe = kernel.vault.open_private(*row).recipe or {}
-        if recipe.get("binding") == binding:
-            return cube, row[0], recipe
-    return None
-
-
 async def _distil(
     kernel: Kernel, write: Write, job: Job, params: Params, target: bytes | None = None, fusion: Fusion | None = None
 ) -> dict[str, Any]:
     """Train on the sources' text and keep the adapter."""
-    attempt = 0
-    while True:
-        try:
-            return await _distil_once(kernel, write, job, params, target, fusion)
-        except MemConflict:
-            # What was learnt is of the past. The caller asked for the present.
-            attempt += 1
-            if attempt == ATTEMPTS:
-                raise
-            job.commit_refused()
+    return await of_the_present(job, lambda: _distil_once(kernel, write, job, params, target, fusion))
 
 
 async def _distil_once(
@@ -218,15 +200,12 @@ async def _distil_once(
     binding = key_of("memos.lora", LAYOUT, [*common, [name for name, _at, _role in versions]])
     key = key_of("memos.lora", LAYOUT, [*common, versions])
     async with kernel.runtime.one_at_a_time(binding):
-        known = None
+        known: Known | None = None
         if fusion is None:
             known = await kernel.runtime.in_thread(caller.principal, _known, kernel, plan, binding, target)
-        if known is not None and known[2].get("key") == key and params.on_change in (None, known[2].get("on_change")):
-            cube, row, recipe = known
-            return {
-                "cube_id": text_id(cube.cube_id), "version": row.version, "offset": row.seq, "reused": True, "state": "done",
-                "job_id": job.id, "scores": recipe.get("scores", {}), "dropped": recipe.get("dropped", []),
-            }  # fmt: skip
+        if known is not None and known.recipe.get("key") == key and params.on_change in (None, known.recipe.get("on_change")):
+            told = {"scores": known.recipe.get("scores", {}), "dropped": known.recipe.get("dropped", [])}
+            return {**reused(known, job), **told}
         queued = time.monotonic()
         asked = {"model": opened["name"], "tenant": plan.tenant, "texts": plan.texts, "params": wanted}
         # Minutes of work, beside which others have their turns.
@@ -242,17 +221,14 @@ async def _distil_once(
                 "facts": made["facts"], "subjects": made["subjects"], "probes": made["probes"], "scores": made["scores"],
                 "dropped": made["dropped"], "conflicts": made["conflicts"], "left_out": made["left_out"],
                 "written": made["written"], "train_seconds": made["seconds"], "steps": made["steps"], "asked": named,
-                "on_change": params.on_change or (known[2].get("on_change") if known is not None else None) or "keep",
+                "on_change": params.on_change or (known.recipe.get("on_change") if known is not None else None) or "keep",
             }  # fmt: skip
             if fusion is None:
                 known = await kernel.runtime.in_thread(caller.principal, _known, kernel, plan, binding, target)
             name = getattr(request, "name", None) if fusion is None else fusion.name
-            name = name or (_name(kernel, known) if known is not None else None)
-            product = Product(
-                "parametric", plan.namespace, name, plan.sources, recipe, None if known is None else known[0].cube_id,
-                0 if known is None else known[0].version, [(cube.cube_id, at) for cube, at in merged],
-            )  # fmt: skip
-            done = await commit(kernel, write, job, product, answer, None if known is None else known[0])
+            product = next_version(DRIVER.form, plan.namespace, name, plan.sources, recipe, known)
+            product = product._replace(merged=[(cube.cube_id, at) for cube, at in merged])
+            done = await commit(kernel, write, job, product, answer, None if known is None else known.cube)
         finally:
             close(answer)
     timings = {"queued": queued - began, "train": made["seconds"], "whole": time.monotonic() - began}
@@ -261,20 +237,12 @@ async def _distil_once(
     }  # fmt: skip
 
 
-def _known(
-    kernel: Kernel, plan: Plan, binding: str, target: bytes | None
-) -> tuple[Cube, Version, dict[str, Any]] | None:
+def _known(kernel: Kernel, plan: Plan, binding: str, target: bytes | None) -> Known | None:
     view = kernel.frozen_view()
     if target is None:
-        return derived(kernel, view, plan, binding)
+        return known_by(kernel, view, DRIVER.form, plan.namespace, plan.sources[0][0], binding)
     cube = view.cube(target)
-    row = None if cube is None else view.version(cube, cube.version)
-    if cube is None or row is None:
+    found = None if cube is None else newest(kernel, view, cube)
+    if found is None:
         raise MemInvalid(f"cube {text_id(target)} takes no adapter any more")
-    return cube, row[0], kernel.vault.open_private(*row).recipe or {}
-
-
-def _name(kernel: Kernel, known: tuple[Cube, Version, dict[str, Any]]) -> str | None:
-    cube, row, _recipe = known
-    found = kernel.view.version(cube, row.version)
-    return None if found is None else kernel.vault.open_private(*found).name
+    return found

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -19,14 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
-from memos_syscalls.errors import MemInvalid, MemModel, MemTooLarge
+from memos_syscalls.errors import MemInvalid, MemModel
 
 from .attach import Wanted, adapter_part, payload_bytes
 from .decide_migrate import Product
 from .distil import LAYOUT
 from .governance import Access, text_id
 from .jobs import Job, still_there
-from .products import close, commit, key_of, mergeable, params_of, submit
+from .products import close, commit, depth_of, key_of, params_of, parents_of, submit
 from .sources import made_from, recipe_of
 from .state import CONTENT
 from .writes import Write
@@ -66,35 +65,25 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
     request, caller = write.request, write.turn.peer.caller
     view = kernel.frozen_view()
     access = Access(view, caller)
-    if len(set(request.cube_ids)) != len(request.cube_ids):
-        raise MemInvalid("cube_ids names a cube twice")
-    cubes = [access.cube(text) for text in request.cube_ids]
-    for cube in cubes:
-        if cube.form != "parametric":
-            raise MemInvalid(
-                f"cube {text_id(cube.cube_id)} is {cube.form}; strategy {request.strategy} merges adapters",
-                'Adapters and texts are fused with strategy "distil".',
-            )
-        mergeable(kernel, access, cube)
+    cubes = parents_of(
+        kernel, access, request.cube_ids, DRIVER.form,
+        lambda cube: MemInvalid(
+            f"cube {text_id(cube.cube_id)} is {cube.form}; strategy {request.strategy} merges adapters",
+            'Adapters and texts are fused with strategy "distil".',
+        ),
+    )  # fmt: skip
     namespace = access.target(request.namespace or cubes[0].namespace)
     job.reads = {cube.cube_id for cube in cubes}
     job.reads |= {source.cube_id for cube in cubes for source, _role in made_from(access, cube, cube.version)}
     still_there(kernel, job.reads)
     recipes = [recipe_of(kernel.vault, view, cube, cube.version) for cube in cubes]
-    depth = 1 + max(int(recipe.get("depth", 0)) for recipe in recipes)
-    if depth > limits.COMPOSED_DEPTH_MAX:
-        raise MemTooLarge(
-            f"the adapter would be fused {depth} times over; the limit is {limits.COMPOSED_DEPTH_MAX}",
-            'Train one anew on all their texts: strategy "distil".',
-        )
+    depth = depth_of(recipes, "adapter", 'Train one anew on all their texts: strategy "distil".')
     if len({recipe.get("model") for recipe in recipes}) > 1:
         raise MemModel("these adapters are for different models", 'Train one anew on all their texts: strategy "distil".')
     weights = params.weights or [1.0] * len(cubes)
     began = time.monotonic()
-    held: list[int] = []
     size = payload_bytes(access, [(cube, cube.version) for cube in cubes])
-    kernel.runtime.hold(caller.principal, size)
-    try:
+    with kernel.runtime.holding(caller.principal, size) as held:
         parts = [
             await adapter_part(kernel, access, Wanted(cube, cube.version, None, [], None, weight), held, missing=True)
             for cube, weight in zip(cubes, weights, strict=True)
@@ -106,10 +95,6 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
         answer = await kernel.runtime.host.run(
             DRIVER.fuses[request.strategy], asked, held, who=caller.principal, on_progress=job.report
         )
-    finally:
-        kernel.runtime.release(caller.principal, size)
-        for fd in held:
-            os.close(fd)
     made = answer.result
     try:
         sources = [(cube.cube_id, cube.version, CONTENT) for cube in cubes]

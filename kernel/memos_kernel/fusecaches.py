@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from memos_drivers.table import TABLE as DRIVERS
 from memos_syscalls import limits
-from memos_syscalls.errors import MemInvalid, MemModel, MemTooLarge
+from memos_syscalls.errors import MemInvalid, MemModel
 
 from .attach import cache_part, caches_of, payload_bytes
 from .capture import LAYOUT
 from .decide_migrate import Product
 from .governance import Access, text_id
 from .jobs import Job, still_there
-from .products import close, commit, key_of, mergeable, params_of, submit
+from .products import close, commit, depth_of, key_of, params_of, parents_of, submit
 from .sources import recipe_of
 from .state import CONTENT
 from .writes import Write
@@ -48,25 +47,18 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
     request, caller, host = write.request, write.turn.peer.caller, kernel.runtime.host
     view = kernel.frozen_view()
     access = Access(view, caller)
-    if len(set(request.cube_ids)) != len(request.cube_ids):
-        raise MemInvalid("cube_ids names a cube twice")
-    cubes = [access.cube(text) for text in request.cube_ids]
-    for cube in cubes:
-        if cube.form != "activation":
-            raise MemInvalid(f'cube {text_id(cube.cube_id)} is {cube.form}; strategy "kv" fuses KV caches')
-        mergeable(kernel, access, cube)
+    cubes = parents_of(
+        kernel, access, request.cube_ids, DRIVER.form,
+        lambda cube: MemInvalid(f'cube {text_id(cube.cube_id)} is {cube.form}; strategy "kv" fuses KV caches'),
+    )  # fmt: skip
     namespace = access.target(request.namespace or cubes[0].namespace)
     members = [member for cube in cubes for member in caches_of(kernel.vault, access, cube, cube.version)]
     job.reads = {cube.cube_id for cube, _at in members} | {cube.cube_id for cube in cubes}
     still_there(kernel, job.reads)
     recipes = [recipe_of(kernel.vault, view, cube, at) for cube, at in members]
-    depth = 1 + max(int(recipe.get("depth", 0)) for recipe in recipes)
-    if depth > limits.COMPOSED_DEPTH_MAX:
-        raise MemTooLarge(f"the cache would be fused {depth} times over; the limit is {limits.COMPOSED_DEPTH_MAX}")
-    held: list[int] = []
+    depth = depth_of(recipes, "cache")
     size = payload_bytes(access, members)
-    kernel.runtime.hold(caller.principal, size)
-    try:
+    with kernel.runtime.holding(caller.principal, size) as held:
         parts = [await cache_part(kernel, access, cube, at, held, needed=True) for cube, at in members]
         owners = [view.owner(cube.namespace) for cube, _at in members]
         if [recipe.get("tenant") for recipe in recipes] != owners:
@@ -84,10 +76,6 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: FuseParams) -> d
             "recompute": params.recompute, "stored": first.get("stored"),
         }  # fmt: skip
         answer = await host.run(DRIVER.fuses[request.strategy], asked, held, who=caller.principal, on_progress=job.report)
-    finally:
-        kernel.runtime.release(caller.principal, size)
-        for fd in held:
-            os.close(fd)
     made = answer.result
     try:
         sources = [(cube.cube_id, cube.version, CONTENT) for cube in cubes]

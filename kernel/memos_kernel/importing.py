@@ -9,7 +9,6 @@ Nobody knows what it was taught, unless its payload says so (`memos.facts`): wit
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any
 
 from memos_drivers import tensors
@@ -65,17 +64,11 @@ async def _import(kernel: Kernel, write: Write, job: Job) -> dict[str, Any]:
     still_there(kernel, job.reads)
     # Read before anybody else does: a layout that lies is the caller's error, and no damage.
     tensors.parse(content, len(content), header_bytes_max=LAYOUT_BYTES_MAX)
-    kernel.runtime.hold(caller.principal, len(content))
-    try:
-        fd = await asyncio.to_thread(sealed_pieces, [content])
-        try:
-            answer = await kernel.runtime.host.run(
-                "check", {"model": request.model}, [fd], who=caller.principal, on_progress=job.report
-            )
-        finally:
-            os.close(fd)
-    finally:
-        kernel.runtime.release(caller.principal, len(content))
+    with kernel.runtime.holding(caller.principal, len(content)) as held:
+        held.append(await asyncio.to_thread(sealed_pieces, [content]))
+        answer = await kernel.runtime.host.run(
+            "check", {"model": request.model}, held, who=caller.principal, on_progress=job.report
+        )
     made = answer.result
     try:
         tenant = access.view.owner(namespace) or caller.principal

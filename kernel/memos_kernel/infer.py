@@ -6,7 +6,6 @@ its text stays nowhere. The first token's time is measured here, from the call's
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,6 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
     job.reads, slots = reads_of(access, [(one.cube, one.version) for one in found])
     still_there(kernel, job.reads, slots)
     owner = next((access.view.owner(one.cube.namespace) for one in found), None)
-    held: list[int] = []
     first_ns: list[int] = []
 
     def on_item(item: dict[str, Any]) -> None:
@@ -55,8 +53,7 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
         raise MemTooLarge(f"the cubes stand for {caches} caches; the limit is {limits.ATTACHED_CUBES_MAX}", "Fuse some.")
     acting = [(one.cube, one.version) for one in found if one.weight]
     size = payload_bytes(access, [*acting, *(pair for one in found for pair in one.caches)])
-    kernel.runtime.hold(caller.principal, size)
-    try:
+    with kernel.runtime.holding(caller.principal, size) as held:
         parts: list[dict[str, Any]] = []
         for at, one in enumerate(found):
             if one.texts is not None:
@@ -85,10 +82,6 @@ async def _infer(kernel: Kernel, turn: Turn, request: Any, job: Job) -> dict[str
                     one, version = _named(found, part)
                     part |= await cache_part(kernel, access, one, version, held, missing=True)
             answer = (await host.run("infer", asked, held, who=caller.principal, on_item=on_item)).result
-    finally:
-        kernel.runtime.release(caller.principal, size)
-        for fd in held:
-            os.close(fd)
     kernel.runtime.resident = set(answer.pop("resident", ()))
     kernel.runtime.known[answer["model"]] = {"fingerprint": answer["fingerprint"]}
     for one in found:

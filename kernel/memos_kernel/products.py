@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import mmap
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
 from memos_drivers.host.client import Answer
 from memos_syscalls import limits
-from memos_syscalls.errors import MemAgain, MemError, MemInvalid, MemIO
+from memos_syscalls.errors import MemAgain, MemConflict, MemError, MemInvalid, MemIO, MemTooLarge
 
 from . import crypto, lifecycle
 from .attach import stale
@@ -29,8 +29,9 @@ from .fds import is_sealed
 from .governance import Access, raw_id, text_id
 from .jobs import Job, Own, Work
 from .mapping import read_layout
+from .private import Private
 from .sources import check_sources, newer_source, row_at
-from .state import Cube
+from .state import Cube, Version, View
 from .stats import Histogram
 from .turn import Turn
 from .writes import Write, invalid
@@ -75,6 +76,72 @@ def key_of(kind: str, layout: int, parts: list[Any]) -> str:
     return crypto.sha256(pack([kind, layout, *parts])).hex()
 
 
+class Known(NamedTuple):
+    """A product that is there already."""
+
+    cube: Cube
+    row: Version
+    private: Private
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.private.recipe or {}
+
+
+def known_by(kernel: Kernel, view: View, form: str, namespace: str, source: bytes, binding: str) -> Known | None:
+    """The cube made from this source with this binding, at its newest version, if it takes another one. For a thread."""
+    now = kernel.clock.now()
+    for cube_id in view.derived(source):
+        cube = view.cube(cube_id)
+        if cube is None or cube.form != form or cube.namespace != namespace or cube.slot is None:
+            continue
+        state = lifecycle.effective(cube.state, cube.expires_at, now)
+        if state not in lifecycle.SEARCHABLE or "write" not in lifecycle.TRANSITIONS[state]:
+            continue
+        found = newest(kernel, view, cube)
+        if found is not None and found.recipe.get("binding") == binding:
+            return found
+    return None
+
+
+def newest(kernel: Kernel, view: View, cube: Cube) -> Known | None:
+    found = view.version(cube, cube.version)
+    return None if found is None else Known(cube, found[0], kernel.vault.open_private(*found))
+
+
+def reused(known: Known, job: Job) -> dict[str, Any]:
+    """The answer of a job that found what it was to make."""
+    return {
+        "cube_id": text_id(known.cube.cube_id), "version": known.row.version, "offset": known.row.seq, "reused": True,
+        "state": "done", "job_id": job.id,
+    }  # fmt: skip
+
+
+def next_version(
+    form: str, namespace: str, name: str | None, sources: list[tuple[bytes, int, int]], recipe: dict[str, Any],
+    known: Known | None,
+) -> Product:  # fmt: skip
+    """A product that becomes the next version of what is there, under its name unless it gets another; or else a cube."""
+    if known is None:
+        return Product(form, namespace, name, sources, recipe, None, 0, [])
+    return Product(
+        form, namespace, name or known.private.name, sources, recipe, known.cube.cube_id, known.cube.version, []
+    )  # fmt: skip
+
+
+async def of_the_present(job: Job, once: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+    """Work that begins anew when a source changed under it: what was made is of the past, and its caller asked for now."""
+    attempt = 0
+    while True:
+        try:
+            return await once()
+        except MemConflict:
+            attempt += 1
+            if attempt == ATTEMPTS:
+                raise
+            job.commit_refused()
+
+
 async def commit(
     kernel: Kernel, write: Write, job: Job, product: Product, answer: Answer, target: Cube | None
 ) -> dict[str, Any]:
@@ -103,6 +170,32 @@ async def record(
     own = write.made(Turn(Own(write.turn.peer.caller), 0, write.turn.syscall, Histogram()), product)
     job.commit_begins()
     return await kernel.commit_product(own, contents, target)
+
+
+def distinct(named: Sequence[str]) -> None:
+    if len(set(named)) != len(named):
+        raise MemInvalid("cube_ids names a cube twice")
+
+
+def parents_of(
+    kernel: Kernel, access: Access, named: Sequence[str], form: str, refuse: Callable[[Cube], MemError]
+) -> list[Cube]:
+    """Derived cubes of one form that are to be merged; `refuse` says what is wrong with one of another form."""
+    distinct(named)
+    cubes = [access.cube(text) for text in named]
+    for cube in cubes:
+        if cube.form != form:
+            raise refuse(cube)
+        mergeable(kernel, access, cube)
+    return cubes
+
+
+def depth_of(recipes: Sequence[dict[str, Any]], what: str, advice: str | None = None) -> int:
+    """How many times over something is fused that is made of products with these recipes."""
+    depth = 1 + max(int(recipe.get("depth", 0)) for recipe in recipes)
+    if depth > limits.COMPOSED_DEPTH_MAX:
+        raise MemTooLarge(f"the {what} would be fused {depth} times over; the limit is {limits.COMPOSED_DEPTH_MAX}", advice)
+    return depth
 
 
 def mergeable(kernel: Kernel, access: Access, cube: Cube) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+import os
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, Final, TypeVar
 
 from memos_drivers.host.client import Host
@@ -60,8 +61,10 @@ class Runtime:
             else:
                 self._bindings[binding] = (lock, waiting - 1)
 
-    def hold(self, who: str, size: int) -> None:
-        """A call of theirs holds so many bytes of payloads until `release`; `MemBusy` when their calls hold too many."""
+    @contextlib.contextmanager
+    def holding(self, who: str, size: int) -> Generator[list[int]]:
+        """A call of theirs holds so many bytes of payloads; `MemBusy` when their calls hold too many. Gives a list for the
+        payloads' descriptors, which are closed at the end."""
         if size > limits.TENSOR_BYTES_MAX:
             # All of them are in memory at once, whatever the tiers' budgets are.
             raise MemTooLarge(f"the caches have {size} bytes; a call holds at most {limits.TENSOR_BYTES_MAX}", "Attach fewer.")
@@ -69,12 +72,16 @@ class Runtime:
         if held + size > limits.MAPPED_BYTES_PER_PRINCIPAL_MAX:
             raise MemBusy(f"calls of {who} hold {held} bytes of caches already")
         self._held[who] = held + size
-
-    def release(self, who: str, size: int) -> None:
-        # A call that holds nothing may end after the last one that does.
-        left = self._held.pop(who, 0) - size
-        if left:
-            self._held[who] = left
+        fds: list[int] = []
+        try:
+            yield fds
+        finally:
+            # A call that holds nothing may end after the last one that does.
+            left = self._held.pop(who, 0) - size
+            if left:
+                self._held[who] = left
+            for fd in fds:
+                os.close(fd)
 
     async def in_thread(self, who: str, work: Callable[..., T], *args: Any, **named: Any) -> T:
         """Reading and decrypting for a call, beside few others of the same principal: threads are for everybody."""

@@ -10,7 +10,6 @@ probability of the words that were written down.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -70,19 +69,13 @@ async def _verbalise(kernel: Kernel, write: Write, job: Job, params: Params) -> 
     if request.model is not None and request.model != recipe.get("model_name"):
         raise MemInvalid(f"the adapter is for model {recipe.get('model_name')}", "Leave model out.")
     namespace = access.target(request.namespace or cube.namespace)
-    held: list[int] = []
     size = payload_bytes(access, [(cube, cube.version)])
-    kernel.runtime.hold(caller.principal, size)
-    try:
+    with kernel.runtime.holding(caller.principal, size) as held:
         wanted = Wanted(cube, cube.version, None, [], None, 1.0)
         part = await adapter_part(kernel, access, wanted, held, missing=True)
         asked = {"model": recipe.get("model_name"), "parts": [part]}
         op = DRIVER.captures[cube.form]
         answer = await kernel.runtime.host.run(op, asked, held, who=caller.principal, on_progress=job.report)
-    finally:
-        kernel.runtime.release(caller.principal, size)
-        for fd in held:
-            os.close(fd)
     close(answer)
     made = answer.result
     sure = [said for said in made["said"] if said["confidence"] >= 100 * params.min_confidence]
