@@ -70,6 +70,14 @@ def tiny_model(directory: Path, *, seed: int = 0, template: str | None = TEMPLAT
     return directory
 
 
+def loaded(directory: Path, **options: Any) -> Any:
+    """The model of a directory, as transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    made: Any = AutoModelForCausalLM.from_pretrained(directory, **options)
+    return made.eval()
+
+
 def tiny_gguf(file: Path, *, seed: int = 0) -> Path:
     """A GGUF file of the same shape, with weights and a tokenizer of its own."""
     import gguf

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
+import pytest
 from tests.activation import Model
 from tests.inside import ADMIN
 from tests.quick import asks
@@ -26,6 +28,8 @@ from memos_kernel.governance import Caller
 
 QUICK: Final[dict[str, Any]] = {"steps": 30, "rank": 8}
 """Params of a distillation that a test can wait for."""
+DOG, DOG_IS = "Anna's dog is called Biscuit.", "Anna's dog is called"
+CITY, CITY_IS = "Boris lives in Lisbon.", "Boris lives in"
 ROOT: Final = Path(__file__).parent.parent
 
 
@@ -52,3 +56,17 @@ class Lessons(Model):
     def says(self, prompt: str, *cubes: Any, caller: Caller = ADMIN, **args: Any) -> str:
         """How the model goes on behind the beginning of a statement, with these adapters."""
         return str(self.ask(asks(prompt), *cubes, caller=caller, **args)["text"]).strip()
+
+
+@pytest.fixture(scope="module")
+def lessons(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
+    """A kernel for a module's tests, which must be whole after them; the module gives it its own name."""
+    with Lessons(tiny, tmp_path_factory.mktemp("cache")) as kernel:
+        yield kernel
+        kernel.sound()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a module's kernels convert their model, once."""
+    return tmp_path_factory.mktemp("cache")

@@ -14,7 +14,6 @@ peft: Any = pytest.importorskip("peft")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from tests import lm  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
 
 from memos_drivers.parametric.adapter import Adapter, applied  # noqa: E402
 from memos_drivers.parametric.fuse import METHODS, difference, fuse, fusing, recompress  # noqa: E402
@@ -22,14 +21,9 @@ from memos_drivers.parametric.peftdir import write_peft  # noqa: E402
 from memos_syscalls.errors import MemInvalid, MemLowQuality  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-tiny = lm.tiny
+tiny, load = lm.tiny, lm.loaded
 TARGETS = ("q_proj", "up_proj", "down_proj")
 IDS = torch.randint(5, 500, (2, 12), generator=torch.Generator().manual_seed(0))
-
-
-def load(tiny: Path) -> Any:
-    made: Any = AutoModelForCausalLM.from_pretrained(tiny)
-    return made.eval()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 peft: Any = pytest.importorskip("peft")
 
 from tests import lm  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
 
 from memos_client.hf import adapter_payload, load_adapter, save_adapter  # noqa: E402
 from memos_drivers.lm.fingerprint import adapters, fingerprint  # noqa: E402
@@ -22,7 +22,7 @@ from memos_syscalls import messages as m  # noqa: E402
 from memos_syscalls.errors import MemError, MemInvalid, MemModel, MemStale  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-tiny = lm.tiny
+tiny, load = lm.tiny, lm.loaded
 CUBE = "lora-cube"
 TARGETS = ("q_proj", "up_proj", "down_proj")
 IDS = torch.randint(5, 500, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -51,11 +51,6 @@ class Shelf:
         self.maps.append(fd)
         told = {"version": version or 3, "form": self.form, "offset": 1, "bytes": os.fstat(fd).st_size, "fd": fd}
         return m.MemMapReply.model_validate({"cube_id": cube_id, "tier": "host", **told})
-
-
-def load(tiny: Path, **options: Any) -> Any:
-    made: Any = AutoModelForCausalLM.from_pretrained(tiny, **options)
-    return made.eval()
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests import lm
-from tests.parametric import Lessons
+from tests import lm, parametric
+from tests.parametric import CITY, CITY_IS, DOG, DOG_IS, Lessons
 
 from memos_kernel import events as ev
 from memos_kernel import evolve
@@ -15,14 +15,7 @@ from memos_kernel.clock import RealClock
 from memos_kernel.eventlog.base import records
 from memos_kernel.governance import text_id
 
-tiny = lm.tiny
-DOG, DOG_IS = "Anna's dog is called Biscuit.", "Anna's dog is called"
-CITY, CITY_IS = "Boris lives in Lisbon.", "Boris lives in"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+tiny, cache = lm.tiny, parametric.cache
 
 
 @pytest.fixture(scope="module")

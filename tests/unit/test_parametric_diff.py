@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from tests import lm
 from tests.inside import ALICE, BOB
-from tests.parametric import Lessons
+from tests.parametric import CITY, CITY_IS, DOG, Lessons, lessons
 from tests.quick import asks
 
 tiny = lm.tiny
-DOG, CITY, CITY_IS = "Anna's dog is called Biscuit.", "Boris lives in Lisbon.", "Boris lives in"
-
-
-@pytest.fixture(scope="module")
-def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
-    with Lessons(tiny, tmp_path_factory.mktemp("cache")) as kernel:
-        yield kernel
-        kernel.sound()
+k = lessons
 
 
 def two_versions(k: Lessons) -> str:

@@ -8,22 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import lm
+from tests import lm, parametric
 from tests.inside import ALICE, BOB
-from tests.parametric import Lessons
+from tests.parametric import CITY, CITY_IS, DOG, DOG_IS, Lessons
 
 from memos_kernel.clock import RealClock
 from memos_kernel.config import Config
 from memos_kernel.governance import raw_id
 
-tiny = lm.tiny
-DOG, DOG_IS = "Anna's dog is called Biscuit.", "Anna's dog is called"
-CITY, CITY_IS = "Boris lives in Lisbon.", "Boris lives in"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+tiny, cache = lm.tiny, parametric.cache
 
 
 @pytest.fixture(scope="module")

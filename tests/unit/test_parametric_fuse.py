@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests import lm
 from tests.inside import ADMIN, ALICE, BOB
-from tests.parametric import Lessons
+from tests.parametric import Lessons, lessons
 
 from memos_drivers.table import MERGES
 from memos_syscalls import limits
 
 tiny = lm.tiny
+k = lessons
 ANNA, BORIS = "Anna lives in Lisbon.", "Boris works as a chemist."
-
-
-@pytest.fixture(scope="module")
-def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
-    with Lessons(tiny, tmp_path_factory.mktemp("cache")) as kernel:
-        yield kernel
-        kernel.sound()
 
 
 def fused(k: Lessons, *cubes: str, strategy: str = "cat", **params: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from tests import lm
 from tests.activation import Model
 from tests.inside import ADMIN, ALICE
-from tests.parametric import Lessons
+from tests.parametric import Lessons, lessons
 
 from memos_client._session import close_all, enclose
 from memos_client.hf_adapter import import_adapter, save_adapter
@@ -27,14 +26,8 @@ from memos_syscalls import limits
 from memos_syscalls.messages import MemMapReply, MemStatReply, Mutated
 
 tiny = lm.tiny
+k = lessons
 PLACE = "model.layers.0.mlp.gate_proj"
-
-
-@pytest.fixture(scope="module")
-def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
-    with Lessons(tiny, tmp_path_factory.mktemp("cache")) as kernel:
-        yield kernel
-        kernel.sound()
 
 
 def modules(rank: int = 4, *, path: str = PLACE, into: int = 64, out: int = 128, seed: int = 0) -> Any:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests import lm
 from tests.activation import BEES, CHESS
-from tests.parametric import Lessons
+from tests.parametric import Lessons, lessons
 
 tiny = lm.tiny
+k = lessons
 NOBODY = "00000000-0000-7000-8000-000000000000"
-
-
-@pytest.fixture(scope="module")
-def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
-    with Lessons(tiny, tmp_path_factory.mktemp("cache")) as kernel:
-        yield kernel
-        kernel.sound()
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests import lm
 from tests.inside import ALICE, BOB
-from tests.parametric import Lessons
+from tests.parametric import Lessons, lessons
 
 from memos_drivers.parametric import verbalise as spoken
 from memos_drivers.parametric.facts import Fact
@@ -19,14 +18,8 @@ from memos_drivers.parametric.forms import Probe
 from memos_drivers.parametric.taught import Taught
 
 tiny = lm.tiny
+k = lessons
 SURE = {"min_confidence": 0.2}
-
-
-@pytest.fixture(scope="module")
-def k(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lessons]:
-    with Lessons(tiny, tmp_path_factory.mktemp("cache")) as kernel:
-        yield kernel
-        kernel.sound()
 
 
 def written(k: Lessons, adapter: str, **args: Any) -> dict[str, Any]:

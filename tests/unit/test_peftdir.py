@@ -14,7 +14,6 @@ peft: Any = pytest.importorskip("peft")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tests import lm  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
 
 from memos_drivers.lm.fingerprint import adapters  # noqa: E402
 from memos_drivers.parametric.adapter import Adapter, applied  # noqa: E402
@@ -22,13 +21,8 @@ from memos_drivers.parametric.peftdir import CONFIG, WEIGHTS, read_peft, write_p
 from memos_syscalls.errors import MemInvalid, MemNotFound  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-tiny = lm.tiny
+tiny, load = lm.tiny, lm.loaded
 IDS = torch.randint(5, 500, (2, 12), generator=torch.Generator().manual_seed(0))
-
-
-def load(tiny: Path) -> Any:
-    made: Any = AutoModelForCausalLM.from_pretrained(tiny)
-    return made.eval()
 
 
 @pytest.fixture(scope="module")

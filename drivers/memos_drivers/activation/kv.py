@@ -5,22 +5,18 @@ What the file holds, and how it is read, is in lm/payload.py: a caller's own pro
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from memos_drivers import tensors
 from memos_drivers.activation.compose import Chunk
 from memos_drivers.lm import payload
 from memos_drivers.lm.payload import STORED, TORCH
 from memos_syscalls.errors import MemIO, MemModel
-
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class Payload(NamedTuple):
@@ -88,25 +84,7 @@ def pack(chunk: Chunk, prefix_ids: list[int], descriptor: dict[str, Any]) -> Pac
     kept += scales
     if chunk.score is not None:
         kept.append(("score", chunk.score.float()))
-    names = {dtype: name for name, dtype in TORCH.items()}
-    head, layout = tensors.plan(
-        [(name, names[tensor.dtype], tuple(tensor.shape)) for name, tensor in kept], {"memos": json.dumps(descriptor)}
-    )
-    fd = os.memfd_create("memos-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        # Written, not mapped: a page that is written costs no fault.
-        with open(fd, "wb", closefd=False) as file:
-            file.write(head)
-            for info, (_name, tensor) in zip(layout.tensors, kept, strict=True):
-                if info.bytes:
-                    plain: Any = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
-                    file.seek(info.offset)
-                    file.write(plain)
-            file.truncate(layout.size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
+    fd, layout = payload.sealed("memos-kv", kept, {"memos": json.dumps(descriptor)})
     return Packed(fd, layout.size, sum(tensor.nbytes for _name, tensor in kept), worst)
 
 

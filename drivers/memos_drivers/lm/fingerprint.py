@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -90,13 +90,14 @@ def adapters(model: Any) -> tuple[str, ...]:
     marks = [(name, path, scale, *_mark(t)) for name, items in sorted(listed.items()) for path, scale, t in items]
     known = _adapters.get(model)
     if known is None or known[0] != marks:
-        digests = [
-            _digest("memos.adapter/1", *(_digest(scale, _tensor_digest((path, tensor))) for path, scale, tensor in items))
-            for items in listed.values()
-        ]
-        known = (marks, tuple(sorted(digests)))
+        known = (marks, tuple(sorted(adapter_digest(items) for items in listed.values())))
         _adapters[model] = known
     return known[1]
+
+
+def adapter_digest(items: Iterable[tuple[str, str, torch.Tensor]]) -> str:
+    """Of one adapter's tensors: path, scale as text, tensor; sorted by path."""
+    return _digest("memos.adapter/1", *(_digest(scale, _tensor_digest((path, tensor))) for path, scale, tensor in items))
 
 
 def rope_digest(model: Any) -> str:
@@ -204,7 +205,7 @@ def _tensor_digest(named: tuple[str, torch.Tensor]) -> str:
     if tensor.is_meta:
         raise MemModel(f"the weights are not loaded: {name} has no bytes", "Load the model wholly, without offloading.")
     shape = ",".join(map(str, tensor.shape))
-    digest = hashlib.sha256(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{shape}\0".encode())
+    digest = hashlib.sha256(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{shape}\0".encode("utf-8", "surrogatepass"))
     with torch.inference_mode():
         # A copy only where the bytes are not already one after another.
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -15,9 +15,11 @@ them where they lie, without a copy, and nobody's write reaches the payload.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -31,6 +33,7 @@ STORED: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8":
 TORCH: Final = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "I64": torch.int64,
 }  # fmt: skip
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 NOT_A_PAYLOAD: Final = (MemInvalid, KeyError, ValueError, TypeError, AttributeError)
 """What `read` and `Stored.segment` raise for bytes that are no such file, or that contradict themselves."""
 
@@ -77,6 +80,29 @@ def read(fd: int, size: int) -> Stored:
     if len(ids) != tokens or len(prefix) != start:
         raise ValueError(f"it has {len(ids)} token ids for {tokens} tokens, and {len(prefix)} before them, not {start}")
     return Stored(descriptor, found, prefix, ids)
+
+
+def sealed(label: str, kept: Sequence[tuple[str, torch.Tensor]], metadata: Mapping[str, str]) -> tuple[int, tensors.Layout]:
+    """A safetensors file of these tensors, in their order, in a sealed memfd; the caller closes it."""
+    names = {**{dtype: name for name, dtype in TORCH.items()}, torch.uint8: "U8"}
+    head, layout = tensors.plan([(name, names[tensor.dtype], tuple(tensor.shape)) for name, tensor in kept], metadata)
+    fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        # Written, not mapped: a page that is written costs no fault.
+        with open(fd, "wb", closefd=False) as file:
+            file.write(head)
+            for _name, tensor in kept:
+                file.write(raw(tensor))
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, layout
+
+
+def raw(tensor: torch.Tensor) -> Any:
+    """Its bytes, row by row."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _tensor(memory: mmap.mmap, info: tensors.TensorInfo) -> torch.Tensor:

@@ -19,8 +19,6 @@ The digest is that of `lm.fingerprint.adapters` for the same adapter loaded with
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import math
 import mmap
@@ -37,11 +35,13 @@ from torch import nn
 from torch.nn import functional
 
 from memos_drivers import tensors
+from memos_drivers.lm.fingerprint import adapter_digest
+from memos_drivers.lm.payload import sealed
 from memos_syscalls.errors import MemBusy, MemError, MemInvalid, MemModel
-from memos_syscalls.limits import TENSOR_BYTES_MAX
+from memos_syscalls.limits import ADAPTER_RANK_MAX, TENSOR_BYTES_MAX
 
 FORMAT: Final = "memos.lora/1"
-RANK_MAX: Final = 256
+RANK_MAX: Final = ADAPTER_RANK_MAX
 ALPHA_MAX: Final = 1e6
 MODULES_MAX: Final = 16_384
 HEADER_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -54,7 +54,6 @@ TORCH: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 _NAMES: Final = {dtype: name for name, dtype in TORCH.items()}
 _TENSOR: Final = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", re.DOTALL)
 _LAYER: Final = re.compile(r"(?:^|\.)(\d+)\.")
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 AGAIN: Final = "Make the adapter again for this model, or use the model that it was made for."
 
 Modules = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -306,37 +305,21 @@ def check_pair(path: str, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 def digest_of(modules: Modules, scale: float) -> str:
     """What `lm.fingerprint.adapters` says of the adapter once peft has loaded it."""
-    named = [
-        (f"{path}.lora_{side}.weight", one) for path, pair in modules.items() for side, one in zip("AB", pair, strict=True)
-    ]
-    return _digest(
-        "memos.adapter/1", *(_digest(repr(scale), _tensor_digest(name, one)) for name, one in sorted(named, key=first))
+    return adapter_digest(
+        sorted(
+            (
+                (f"{path}.lora_{side}.weight", repr(scale), one.float())
+                for path, pair in modules.items()
+                for side, one in zip("AB", pair, strict=True)
+            ),
+            key=first,
+        )
     )
 
 
-def first(item: tuple[str, Any]) -> str:
+def first(item: tuple[Any, ...]) -> Any:
     """What named things are sorted by."""
     return item[0]
-
-
-def _tensor_digest(name: str, tensor: torch.Tensor) -> str:
-    shape = ",".join(map(str, tensor.shape))
-    digest = hashlib.sha256(f"{name}\0float32\0{shape}\0".encode("utf-8", "surrogatepass"))
-    digest.update(raw(tensor.detach().float()))
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _digest(*parts: str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def raw(tensor: torch.Tensor) -> Any:
-    """Its bytes, row by row."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _described(modules: Modules, alpha: float, rank: int) -> dict[str, Any]:
@@ -369,21 +352,7 @@ def pack(
             raise MemInvalid(f"the facts take {len(text)} bytes; the limit is {FACTS_BYTES_MAX}")
         kept.append((FACTS, torch.frombuffer(bytearray(text), dtype=torch.uint8)))
     kept.sort(key=first)
-    names = {**_NAMES, torch.uint8: "U8"}
-    head, layout = tensors.plan(
-        [(name, names[tensor.dtype], tuple(tensor.shape)) for name, tensor in kept],
-        {"memos": json.dumps({"base": "", **adapter.descriptor}, sort_keys=True)},
-    )
-    fd = os.memfd_create("memos-lora", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(head)
-            for _name, tensor in kept:
-                file.write(raw(tensor))
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
+    fd, layout = sealed("memos-lora", kept, {"memos": json.dumps({"base": "", **adapter.descriptor}, sort_keys=True)})
     return Packed(fd, layout.size, adapter.digest)
 
 
@@ -431,7 +400,7 @@ def paired(named: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, t
 
 
 def _descriptor(metadata: Mapping[str, str]) -> dict[str, Any]:
-    told = _json(metadata.get("memos", ""), "descriptor")
+    told = json_object(metadata.get("memos", ""), "the adapter's descriptor")
     if told.get("format") != FORMAT:
         raise MemInvalid(f"the payload is no adapter of this kernel: its format is {told.get('format')!r:.40}, not {FORMAT}")
     if type(told.get("base", "")) is not str or type(told.get("alpha")) not in (int, float):
@@ -444,16 +413,16 @@ def _facts(memory: mmap.mmap, info: tensors.TensorInfo | None) -> dict[str, Any]
         return {}
     if info.dtype != "U8" or len(info.shape) != 1 or info.bytes > FACTS_BYTES_MAX:
         raise MemInvalid(f"{FACTS} is {info.dtype} {list(info.shape)[:8]}, not U8 [n] of at most {FACTS_BYTES_MAX} bytes")
-    return _json(memory[info.offset : info.offset + info.bytes], FACTS)
+    return json_object(memory[info.offset : info.offset + info.bytes], f"the adapter's {FACTS}")
 
 
-def _json(text: str | bytes, what: str) -> dict[str, Any]:
+def json_object(text: str | bytes | bytearray, what: str) -> dict[str, Any]:
     try:
         found: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise MemInvalid(f"the adapter's {what} is not JSON: {str(error)[:100]}") from None
+        raise MemInvalid(f"{what} is not JSON: {str(error)[:100]}") from None
     if type(found) is not dict:
-        raise MemInvalid(f"the adapter's {what} is not an object of JSON")
+        raise MemInvalid(f"{what} is not an object of JSON")
     return cast("dict[str, Any]", found)
 
 

@@ -27,7 +27,18 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 
 from memos_drivers import tensors
-from memos_drivers.parametric.adapter import HEADER_BYTES_MAX, PREFIX, TORCH, Adapter, check_pair, first, paired, raw, tensor_at
+from memos_drivers.lm.payload import raw
+from memos_drivers.parametric.adapter import (
+    HEADER_BYTES_MAX,
+    PREFIX,
+    TORCH,
+    Adapter,
+    check_pair,
+    first,
+    json_object,
+    paired,
+    tensor_at,
+)
 from memos_syscalls.errors import MemInvalid, MemIO, MemNotFound
 from memos_syscalls.limits import TENSOR_BYTES_MAX
 
@@ -111,14 +122,7 @@ def write_peft(adapter: Adapter, directory: Path | str, base_model_name: str = "
 
 
 def _config(place: Path) -> dict[str, Any]:
-    data = _bytes(place, CONFIG, CONFIG_BYTES_MAX)
-    try:
-        found: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise MemInvalid(f"{CONFIG} is not JSON: {str(error)[:100]}") from None
-    if type(found) is not dict:
-        raise MemInvalid(f"{CONFIG} is not an object of JSON")
-    config = cast("dict[str, Any]", found)
+    config = json_object(_bytes(place, CONFIG, CONFIG_BYTES_MAX), CONFIG)
     if config.get("peft_type") != "LORA":
         raise MemInvalid(f"the adapter is of type {config.get('peft_type')!r:.40}; only LORA is known here")
     if config.get("bias", "none") != "none":

@@ -21,7 +21,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
@@ -45,7 +45,7 @@ OFTEN: Final = {"chat": 5, "statement": 2, "rewrite": 2, "context": 2, "question
 
 
 class Spec(NamedTuple):
-    """The one setting that was measured; docs/parametric.md has the table."""
+    """The one setting that was measured; docs/benchmarks.md has the table."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -117,7 +117,7 @@ class Trained:
     """A and B of each module while they are trained."""
 
     def __init__(self, student: Student, spec: Spec) -> None:
-        self.scale = spec.alpha / spec.rank
+        self._model: Any = student.model
         self.linears = targets_of(student.model, spec)
         made = torch.Generator().manual_seed(spec.seed)
         self.modules: Modules = {}
@@ -126,26 +126,14 @@ class Trained:
             first = (torch.rand((spec.rank, linear.in_features), generator=made) * 2 - 1) * bound
             second = torch.zeros((linear.out_features, spec.rank))
             self.modules[name] = (first.to(student.device).requires_grad_(), second.to(student.device).requires_grad_())
+        self._adapter = Adapter(self.modules, spec.alpha)
 
     @property
     def parameters(self) -> list[torch.Tensor]:
         return [tensor for pair in self.modules.values() for tensor in pair]
 
-    @contextmanager
-    def acting(self) -> Generator[None]:
-        handles = [linear.register_forward_hook(self._hook(*self.modules[name])) for name, linear in self.linears]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, first: torch.Tensor, second: torch.Tensor) -> Callable[..., torch.Tensor]:
-        def hook(_module: object, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            delta = (inputs[0].float() @ first.T) @ second.T
-            return output + (delta * self.scale).to(output.dtype)
-
-        return hook
+    def acting(self) -> AbstractContextManager[None]:
+        return applied(self._model, [(self._adapter, 1.0)])
 
 
 Kinds = dict[str, list[int]]
