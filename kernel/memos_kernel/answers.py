@@ -61,6 +61,9 @@ def read_receipt(data: bytes) -> Receipt:
     raw = unpack(data)
     if type(raw) is not list or len(raw) not in (9, 11) or raw[0] != crypto.FORMAT or raw[1] != "memos shred":
         raise Damaged("not a receipt of a shred")
+    types = [int, str, bytes, int, bytes, int, list, bytes, *[int] * (len(raw) - 9), bytes]
+    if [type(field) for field in raw] != types or any(type(cube) is not bytes for cube in raw[6]):
+        raise Damaged("a field of the receipt is not of its type")
     if not crypto.verify_signature(raw[7], raw[-1], pack(tuple(raw[:-1]))):
         raise Damaged("the receipt's signature is wrong")
     erasure = Erasure(*raw[8:10]) if len(raw) == 11 else None
