@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memos_drivers.plaintext import fuse_text
-from memos_drivers.plaintext.fuse_text import STRATEGIES, Source, dedupe, merge, statements, timeline
+from memos_drivers.plaintext.fuse_text import STRATEGIES, Source, auto, choice, dedupe, merge, statements, timeline
 from memos_drivers.table import TABLE
 
 DAY = 86_400 * 10**9
@@ -93,12 +93,12 @@ def test_every_statement_of_every_source_is_represented_and_credited(texts: list
         fused = strategy(given_sources)
         assert strategy(given_sources) == fused
         assert len(fused.statements) + fused.dropped == sum(len(list(statements(text))) for text in texts)
-        whole = set().union(*(fuse_text._meaning(kept.text).core for kept in fused.statements))  # pyright: ignore[reportPrivateUsage]
+        whole = set().union(*(fuse_text.meaning(kept.text).core for kept in fused.statements))
         for place, text in enumerate(texts):
             credited = [kept for kept in fused.statements if place in kept.sources]
             assert bool(credited) == bool(list(statements(text)))
             for statement in statements(text):
-                assert set(fuse_text._meaning(statement).core) <= whole  # pyright: ignore[reportPrivateUsage]
+                assert set(fuse_text.meaning(statement).core) <= whole
 
 
 @given(TEXTS)
@@ -109,5 +109,37 @@ def test_dedupe_of_its_own_result_changes_nothing(texts: list[str]) -> None:
     assert (again.text, again.dropped) == (once.text, 0)
 
 
+LONG = "In the end nobody of us could say any more who had won. "
+
+
+@pytest.mark.parametrize(
+    ("texts", "days", "chosen"),
+    [
+        (("Anna has a dog. It barks.", "Anna has a dog. It barks.", "Anna left."), (0, 9, 20), "dedupe"),
+        (("Anna has a dog.", "Anna moved to Porto."), (0, 2), "timeline"),
+        (("Anna has a dog.", "Anna moved to Porto."), (0, 1), "dedupe"),
+        (("Anna has a dog.", "Anna moved to Porto."), (0, None), "dedupe"),
+        ((LONG * 3 + "Bo left early. Di slept. Al ran.", "Cy stayed until noon. Ed sang. Flo ate."), (None, None), "merge"),
+    ],
+)  # fmt: skip
+def test_auto_chooses_by_rule_and_says_what(texts: tuple[str, ...], days: tuple[int | None, ...], chosen: str) -> None:
+    given = [
+        Source(str(place), 1, text, None if day is None else day * DAY)
+        for place, (text, day) in enumerate(zip(texts, days, strict=True))
+    ]
+    fused = auto(given)
+    assert (choice(given), dict(fused.recipe)) == (chosen, {"chosen": chosen})
+    assert fused.text == STRATEGIES[chosen](given).text
+
+
+def test_what_a_pronoun_says_stays_with_whom_it_is_said_of() -> None:
+    maria, radu = "Maria came from Lisbon. She works as a nurse.", "Radu came from Cluj. She works as a nurse."
+    assert dedupe(sources(maria, radu)).dropped == 0
+    again = dedupe(sources("Maria came from Lisbon. Bo left.", maria, "Maria has a cat. She works as a nurse!"))
+    assert again.text.splitlines() == ["Maria came from Lisbon.", "She works as a nurse.", "Bo left.", "Maria has a cat."]
+    assert dedupe(sources("A car stood there. It was red.", "A house stood there. It was red.")).dropped == 0
+
+
 def test_the_table_has_the_strategies_of_the_abi() -> None:
-    assert set(TABLE["plaintext"].strategies) == {"dedupe", "merge", "timeline"} == TABLE["plaintext"].deterministic
+    assert set(TABLE["plaintext"].strategies) == {"dedupe", "merge", "timeline", "auto", "summarise"}
+    assert TABLE["plaintext"].deterministic == {"dedupe", "merge", "timeline", "auto"}
