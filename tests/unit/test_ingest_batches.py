@@ -40,6 +40,12 @@ class Stub:
             self.answers[request_id] = m.MemAllocManyReply(items=[], offset=self.head)
         return self.answers[request_id]
 
+    def mem_list(
+        self, namespace: str | None = None, *, tags: Sequence[str] | None = None, limit: int | None = None,
+        cursor: str | None = None,
+    ) -> m.MemListReply:  # fmt: skip
+        raise AssertionError("only asked for when facts are wanted")
+
 
 @pytest.fixture
 def talk(tmp_path: Path) -> Path:
@@ -96,6 +102,6 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_formats_are_guessed(tmp_path: Path) -> None:
     for name, data, format in (("a.jsonl", "", "jsonl"), ("a.txt", "", "text"), ("a.json", "[]", "chat-json"),
-                               ("b.json", '{"session_1": []}', "locomo")):  # fmt: skip
+                               ("a.md", "", "markdown"), ("b.json", '{"session_1": []}', "locomo")):  # fmt: skip
         (tmp_path / name).write_text(data)
         assert guess_format(tmp_path / name) == format

@@ -66,7 +66,7 @@ def test_jsonl_and_text() -> None:
     lines = b'{"content": "one", "id": "x", "tags": ["t"], "metadata": {"n": 1}}\n\n{"text": "two", "timestamp": 1683554160}\n'
     one, two = formats.jsonl(lines)
     assert (one.text, one.turn_id, one.tags, one.metadata, one.position) == ("one", "x", ("t",), {"n": 1}, 1)
-    assert (two.text, two.time, two.position) == ("two", MAY_8, 3)
+    assert (two.text, two.time, two.position) == ("two", MAY_8, 2)
     assert [t.text for t in formats.text(b"a\nb\r\n\r\n \n c \n\n\n")] == ["a\nb", "c"]
 
 

@@ -78,6 +78,7 @@ from memos_syscalls.messages import (
     VersionInfo,
     WatchEvent,
     WatchItem,
+    WrittenReply,
 )
 
 from ._calls import AsyncStream, Stream
@@ -155,4 +156,5 @@ __all__ = [
     "VersionInfo",
     "WatchEvent",
     "WatchItem",
+    "WrittenReply",
 ]

@@ -50,12 +50,12 @@ _SYS_STATS: Final = Call("sys_stats", m.SysStatsReply)
 _SYS_SNAPSHOT: Final = Call("sys_snapshot", m.SysSnapshotReply)
 _SYS_VERIFY: Final = Call("sys_verify", m.SysVerifyReply)
 _SYS_PROMOTE: Final = Call("sys_promote", m.SysPromoteReply)
-_MEM_ALLOC: Final = Call("mem_alloc", m.Mutated)
+_MEM_ALLOC: Final = Call("mem_alloc", m.WrittenReply)
 _MEM_ALLOC_MANY: Final = Call("mem_alloc_many", m.MemAllocManyReply)
 _MEM_READ: Final = Call("mem_read", m.MemReadReply)
 _MEM_STAT: Final = Call("mem_stat", m.MemStatReply)
 _MEM_LIST: Final = Call("mem_list", m.MemListReply)
-_MEM_WRITE: Final = Call("mem_write", m.Mutated)
+_MEM_WRITE: Final = Call("mem_write", m.WrittenReply)
 _MEM_FREE: Final = Call("mem_free", m.StateReply)
 _MEM_SEARCH: Final = Call("mem_search", m.MemSearchReply)
 _MEM_COMPOSE: Final = Call("mem_compose", m.Mutated)
@@ -194,10 +194,11 @@ class Calls(ABC):
         form: Literal["plaintext", "parametric"] | None = None,
         parents: Sequence[str] | None = None,
         model: str | None = None,
+        check: Literal["conflict"] | None = None,
         request_id: str | None = None,
         actor_note: str | None = None,
         deadline_ms: int | None = None,
-    ) -> m.Mutated:
+    ) -> m.WrittenReply:
         """Make a cube. An adapter is checked against the model that it is for before it is kept.
 
         namespace: Where it lives; made on first use and then owned by the caller.
@@ -216,6 +217,8 @@ class Calls(ABC):
         form: Memory form. parametric: the content is a LoRA adapter as safetensors (memos.lora/1).
         parents: Cubes that this one was made from; erasing one of them erases this too.
         model: With form parametric: which of the kernel's models the adapter is for; the first one if absent.
+        check: conflict: first look for cubes of this namespace, and below, that say the same or the opposite. Texts over
+            65536 bytes are not looked at. Which fact is newer is recorded; nothing is refused or deleted.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
         deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
@@ -239,6 +242,7 @@ class Calls(ABC):
                 "form": form,
                 "parents": parents,
                 "model": model,
+                "check": check,
                 "request_id": request_id,
                 "actor_note": actor_note,
                 "deadline_ms": deadline_ms,
@@ -385,11 +389,12 @@ class Calls(ABC):
         priority: int | None = None,
         labels: Sequence[str] | None = None,
         embedding: Sequence[float] | None = None,
+        check: Literal["conflict"] | None = None,
         expect_version: int | None = None,
         request_id: str | None = None,
         actor_note: str | None = None,
         deadline_ms: int | None = None,
-    ) -> m.Mutated:
+    ) -> m.WrittenReply:
         """Make a new version. Fields that are not given stay as they were.
 
         cube_id: The cube.
@@ -405,6 +410,8 @@ class Calls(ABC):
         priority: A number for the caller's own use; ranking does not look at it.
         labels: Sensitivity labels.
         embedding: The content's vector, if the caller has it.
+        check: conflict: first look for cubes of this namespace, and below, that say the same or the opposite. Texts over
+            65536 bytes are not looked at. Which fact is newer is recorded; nothing is refused or deleted.
         expect_version: Refuse with ECONFLICT unless this is the cube's version.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
@@ -426,6 +433,7 @@ class Calls(ABC):
                 "priority": priority,
                 "labels": labels,
                 "embedding": embedding,
+                "check": check,
                 "expect_version": expect_version,
                 "request_id": request_id,
                 "actor_note": actor_note,
@@ -477,6 +485,8 @@ class Calls(ABC):
         mode: Literal["hybrid", "dense", "lexical"] | None = None,
         explain: bool | None = None,
         query_embedding: Sequence[float] | None = None,
+        budget_tokens: int | None = None,
+        without: Sequence[Literal["neighbours", "dense", "tokens", "signs", "names", "recency"]] | None = None,
         deadline_ms: int | None = None,
     ) -> m.MemSearchReply:
         """Find cubes by meaning, by words, or by both.
@@ -491,6 +501,8 @@ class Calls(ABC):
         until: Facts that already held at or before this event time.
         explain: Say for each hit which retriever found it, at which rank, and why.
         query_embedding: The query's vector, if the caller has it.
+        budget_tokens: Of the k best hits those that fit into so many tokens together (estimated), best first.
+        without: Stages of the ranking to leave out, to see what each is good for.
         deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
         return self._call(
@@ -509,6 +521,8 @@ class Calls(ABC):
                 "mode": mode,
                 "explain": explain,
                 "query_embedding": query_embedding,
+                "budget_tokens": budget_tokens,
+                "without": without,
                 "deadline_ms": deadline_ms,
             },
         )
@@ -554,13 +568,17 @@ class Calls(ABC):
     ) -> m.MemFuseReply:
         """Fuse cubes into one; the sources become `merged` and stay readable.
 
-        strategy: dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time; kv:
-            KV caches into one, keys rotated to their new places and a share of the tokens computed again; linear, cat, svd,
-            ties, dare_linear, dare_ties, magnitude_prune: adapters into one, as peft merges them; distil: adapters and
-            texts into one adapter, trained anew on all their texts.
+        strategy: dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time;
+            summarise: the statements that say most, within a budget, shortened by a model if there is one; auto: dedupe,
+            timeline or merge, by rule; kv: KV caches into one, keys rotated to their new places and a share of the tokens
+            computed again; linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune: adapters into one, as peft
+            merges them; distil: adapters and texts into one adapter, trained anew on all their texts.
         namespace: Where the fused cube lives; the first source's namespace if absent.
-        params: name: name of the fused cube; with kv also recompute: share of tokens, 0 to 1; of adapters weights: one
-            number each, density: share that ties, dare and prune keep, seed, rank; with distil those of mem_migrate.
+        params: name: name of the fused cube; with summarise budget_tokens, or ratio: share of the sources' tokens (0.5),
+            and model: which one shortens, none for no model; with summarise and auto min_kept: share of the questions that
+            the sources answer which the fused text must answer; with kv recompute: share of tokens, 0 to 1; of adapters
+            weights: one number each, density: share that ties, dare and prune keep, seed, rank; with distil those of
+            mem_migrate.
         request_id: Any text, unique per principal: the call is applied at most once, for the log's life.
         actor_note: Why; kept in the audit trail.
         deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
@@ -1271,10 +1289,11 @@ class AsyncCalls(ABC):
         form: Literal["plaintext", "parametric"] | None = None,
         parents: Sequence[str] | None = None,
         model: str | None = None,
+        check: Literal["conflict"] | None = None,
         request_id: str | None = None,
         actor_note: str | None = None,
         deadline_ms: int | None = None,
-    ) -> m.Mutated:
+    ) -> m.WrittenReply:
         """Make a cube. An adapter is checked against the model that it is for before it is kept."""
         return await self._call(
             _MEM_ALLOC,
@@ -1295,6 +1314,7 @@ class AsyncCalls(ABC):
                 "form": form,
                 "parents": parents,
                 "model": model,
+                "check": check,
                 "request_id": request_id,
                 "actor_note": actor_note,
                 "deadline_ms": deadline_ms,
@@ -1411,11 +1431,12 @@ class AsyncCalls(ABC):
         priority: int | None = None,
         labels: Sequence[str] | None = None,
         embedding: Sequence[float] | None = None,
+        check: Literal["conflict"] | None = None,
         expect_version: int | None = None,
         request_id: str | None = None,
         actor_note: str | None = None,
         deadline_ms: int | None = None,
-    ) -> m.Mutated:
+    ) -> m.WrittenReply:
         """Make a new version. Fields that are not given stay as they were."""
         return await self._call(
             _MEM_WRITE,
@@ -1433,6 +1454,7 @@ class AsyncCalls(ABC):
                 "priority": priority,
                 "labels": labels,
                 "embedding": embedding,
+                "check": check,
                 "expect_version": expect_version,
                 "request_id": request_id,
                 "actor_note": actor_note,
@@ -1477,6 +1499,8 @@ class AsyncCalls(ABC):
         mode: Literal["hybrid", "dense", "lexical"] | None = None,
         explain: bool | None = None,
         query_embedding: Sequence[float] | None = None,
+        budget_tokens: int | None = None,
+        without: Sequence[Literal["neighbours", "dense", "tokens", "signs", "names", "recency"]] | None = None,
         deadline_ms: int | None = None,
     ) -> m.MemSearchReply:
         """Find cubes by meaning, by words, or by both."""
@@ -1496,6 +1520,8 @@ class AsyncCalls(ABC):
                 "mode": mode,
                 "explain": explain,
                 "query_embedding": query_embedding,
+                "budget_tokens": budget_tokens,
+                "without": without,
                 "deadline_ms": deadline_ms,
             },
         )

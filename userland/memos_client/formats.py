@@ -1,6 +1,6 @@
 """Conversation and text files, read into turns.
 
-Four formats, each a pure function from bytes to a list of `Turn`, in the file's order:
+Five formats, each a pure function from bytes to a list of `Turn`, in the file's order:
 
 - `locomo`: `{"conversation": {"session_1": [{speaker, dia_id, text, blip_caption?}], "session_1_date_time": "1:56 pm on
   8 May, 2023", …}}`, or the inner map alone; dates are taken as UTC.
@@ -8,10 +8,13 @@ Four formats, each a pure function from bytes to a list of `Turn`, in the file's
   whose turns also take `speaker`, `text` and `photo`.
 - `jsonl`: one object a line with `content` or `text`; `speaker`, `role`, `session`, `timestamp`, `id`, `tags` and
   `metadata` are used where they are there.
-- `text`: paragraphs, parted by blank lines.
+- `text`: paragraphs, parted by blank lines; long ones are cut at ends of sentences.
+- `markdown`: passages under their headings (`reading.markdown`).
 
-A file that is not what it claims to be is `MemInvalid`, with the place. Empty turns are left out; a turn's position is
-its place in its session in the file, so it does not move when an empty turn is filled later.
+A file that is not what it claims to be is `MemInvalid`, with the place. So is what is no text: bytes that are not UTF-8, or
+hold NULs or many control characters. Half of a surrogate pair, which JSON can say and UTF-8 cannot, becomes U+FFFD. Empty
+turns are left out; a turn's position is its place in its session in the file, so it does not move when an empty turn is
+filled later.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ from typing import Any, Final, Literal, TypeGuard
 from memos_syscalls.errors import MemInvalid
 from memos_syscalls.messages import nanoseconds
 
-Format = Literal["locomo", "chat-json", "jsonl", "text"]
+from .reading.kinds import Kind
+from .reading.markdown import markdown as markdown_passages
+from .reading.passages import passages
+
+Format = Literal["locomo", "chat-json", "jsonl", "text", "markdown"]
 
 _LOCOMO_DATE: Final = re.compile(r"(\d{1,2}):(\d{2})\s*(am|pm)\s+on\s+(\d{1,2})\s+([A-Za-z]+),?\s+(\d{4})", re.IGNORECASE)
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -34,13 +41,30 @@ _MILLISECONDS_FROM: Final = 10**11
 """A bare number from here on is milliseconds since 1970: as seconds it would be the year 5138."""
 _NANOSECONDS_FROM: Final = 10**16
 
+_EXTRACT: Final = "Extract its text first, and ingest that."
+_NO_TEXT: Final = (
+    (b"%PDF", "a PDF", _EXTRACT), (b"PK\x03\x04", "an archive or an office document", _EXTRACT),
+    (b"\x1f\x8b", "compressed", "Unpack it first."),
+    (b"\x89PNG", "a picture", _EXTRACT), (b"\xff\xd8\xff", "a picture", _EXTRACT), (b"GIF8", "a picture", _EXTRACT),
+    (b"SQLite format 3", "a database", _EXTRACT), (b"\x7fELF", "a program", "Name a text file."),
+    (b"\xff\xfe", "UTF-16", "Convert it to UTF-8 first."), (b"\xfe\xff", "UTF-16", "Convert it to UTF-8 first."),
+)  # fmt: skip
+"""First bytes of what is often taken for text."""
+_CONTROLS: Final = bytes([*range(1, 7), *range(14, 27), *range(28, 32), 127])
+_CONTROLS_SHARE_INVERSE: Final = 50
+"""Text has fewer control characters than one in so many."""
+_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One thing that was said, or one paragraph. `time` is nanoseconds UTC."""
+    """One thing that was said, or one passage. `time` is nanoseconds UTC, `context` the headings that a passage stands under.
+
+    `kind` is set where the format knows it: such a turn is not cut any more. `part` is set by whoever cuts a turn.
+    """
 
     text: str
-    session: int
+    session: int | str
     position: int
     speaker: str | None = None
     turn_id: str | None = None
@@ -48,6 +72,9 @@ class Turn:
     time: int | None = None
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    context: str | None = None
+    kind: Kind | None = None
+    part: tuple[int, int] | None = None
 
 
 def event_time(value: object) -> int | None:
@@ -58,7 +85,10 @@ def event_time(value: object) -> int | None:
         raise MemInvalid(f"{value!r} is not a time")
     if isinstance(value, int | float):
         scale = 1 if abs(value) >= _NANOSECONDS_FROM else 10**6 if abs(value) >= _MILLISECONDS_FROM else 10**9
-        return int(value * scale)
+        try:
+            return int(value * scale)
+        except (OverflowError, ValueError) as error:
+            raise MemInvalid(f"{value!r} is not a time") from error
     text = str(value).strip()
     if found := _LOCOMO_DATE.search(text):
         hour, minute, half, day, month, year = found.groups()
@@ -115,21 +145,38 @@ def chat_json(data: bytes) -> list[Turn]:
 
 
 def jsonl(data: bytes) -> list[Turn]:
-    """One object a line; blank lines are skipped."""
+    """One object a line; blank lines are skipped. Sessions may be interleaved, and named by numbers or by text."""
     turns: list[Turn] = []
-    for number, line in enumerate(_text(data).splitlines(), 1):
+    said: dict[int | str, int] = {}
+    # Not `splitlines`: JSON may hold U+2028 and its like unescaped.
+    for number, line in enumerate(_text(data).split("\n"), 1):
         if line.strip():
             entry = _object(_parsed(line.encode(), f"line {number}"), f"line {number}")
-            session = entry.get("session", 1)
-            if turn := _turn(entry, session if isinstance(session, int) else 1, number, None, f"line {number}"):
+            named = entry.get("session")
+            session = named if isinstance(named, str | int) and not isinstance(named, bool) and named != "" else 1
+            said[session] = position = said.get(session, 0) + 1
+            if turn := _turn(entry, session, position, None, f"line {number}"):
                 turns.append(turn)
     return turns
 
 
 def text(data: bytes) -> list[Turn]:
     """Paragraphs; line breaks inside one are kept."""
-    paragraphs = (part.strip() for part in re.split(r"\n[ \t]*\n", _text(data).replace("\r\n", "\n")))
-    return [Turn(part, 1, position) for position, part in enumerate((p for p in paragraphs if p), 1)]
+    paragraphs = re.split(r"\n[ \t]*\n", _text(data).replace("\r\n", "\n"))
+    pieces = (piece for paragraph in paragraphs for piece in passages(paragraph))
+    return [Turn(piece, 1, position, kind="document") for position, piece in enumerate(pieces, 1)]
+
+
+def markdown(data: bytes) -> list[Turn]:
+    """Passages, each with the path of its headings in the metadata."""
+    turns: list[Turn] = []
+    for position, passage in enumerate(markdown_passages(_text(data).replace("\r\n", "\n")), 1):
+        day = passage.date
+        time = None if day is None else int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC).timestamp()) * 10**9
+        metadata = {"headings": list(passage.headings)} if passage.headings else {}
+        kind: Kind = "code" if passage.is_code else "document"
+        turns.append(Turn(passage.text, 1, position, time=time, metadata=metadata, context=passage.context, kind=kind))
+    return turns
 
 
 PARSERS: Final[dict[Format, Callable[[bytes], list[Turn]]]] = {
@@ -137,6 +184,7 @@ PARSERS: Final[dict[Format, Callable[[bytes], list[Turn]]]] = {
     "chat-json": chat_json,
     "jsonl": jsonl,
     "text": text,
+    "markdown": markdown,
 }
 
 
@@ -149,7 +197,7 @@ def _session(listed: object, number: int, time: int | None, where: str) -> Itera
             yield turn
 
 
-def _turn(entry: dict[str, Any], session: int, position: int, time: int | None, where: str) -> Turn | None:
+def _turn(entry: dict[str, Any], session: int | str, position: int, time: int | None, where: str) -> Turn | None:
     words = _words(entry.get("text", entry.get("content")), where)
     caption = entry.get("blip_caption") or entry.get("photo") or entry.get("caption")
     if not words.strip() and not caption:
@@ -185,17 +233,37 @@ def _words(value: object, where: str) -> str:
 
 
 def _text(data: bytes) -> str:
+    for magic, what, advice in _NO_TEXT:
+        if data.startswith(magic):
+            raise MemInvalid(f"the file is {what}, not text", advice)
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MemInvalid(f"the file is not UTF-8 (byte {error.start})", "Convert it to UTF-8 first.") from error
+    controls = len(data) - len(data.translate(None, _CONTROLS))
+    if b"\0" in data or controls * _CONTROLS_SHARE_INVERSE > len(data):
+        raise MemInvalid("the file holds binary data, not text", "Extract its text first, and ingest that.")
+    return text
 
 
 def _parsed(data: bytes, where: str = "the file") -> Any:
+    text = _text(data)
     try:
-        return json.loads(_text(data))
+        value = json.loads(text)
+        return _paired(value) if _SURROGATE.search(text) else value
     except (ValueError, RecursionError) as error:
         raise MemInvalid(f"{where} is not JSON ({error})") from error
+
+
+def _paired(value: Any) -> Any:
+    """The same without halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if _is_list(value):
+        return [_paired(item) for item in value]
+    if isinstance(value, dict):
+        return {_paired(key): _paired(item) for key, item in value.items()}
+    return value
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from ._session import (
     settle,
     stream_broke,
 )
-from .ingest import IngestSummary, Progress, ingest
+from .ingest import Endpoint, IngestSummary, Progress, ingest
 
 ANCILLARY_BYTES: Final = socket.CMSG_SPACE(array.array("i").itemsize * limits.FDS_PER_FRAME_MAX)
 LOOK_S: Final = 100e-6
@@ -231,10 +231,11 @@ class Kernel(Calls):
         return None if self._daemon is None else self._daemon.pid
 
     def ingest(
-        self, path: str | os.PathLike[str], namespace: str, format: str | None = None, progress: Progress | None = None
-    ) -> IngestSummary:
+        self, path: str | os.PathLike[str], namespace: str, format: str | None = None, progress: Progress | None = None,
+        *, extract: Endpoint | None = None,
+    ) -> IngestSummary:  # fmt: skip
         """Turns a file of conversation or text into cubes, in batches; running it twice adds nothing (see `ingest`)."""
-        return ingest(self, os.fspath(path), format, namespace, progress)
+        return ingest(self, os.fspath(path), format, namespace, progress, extract=extract)
 
     def close(self) -> None:
         """Closes the connection, and stops the kernel if `spawn` started it."""

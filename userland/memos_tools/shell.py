@@ -229,7 +229,7 @@ class Shell:
         assert isinstance(request, ingest.IngestRequest)
         kernel = cast(ingest.Ingestible, self.kernel)
         if not self.out.is_terminal:
-            return ingest.ingest(kernel, request.file, request.format, request.namespace)
+            return ingest.ingest(kernel, request.file, request.format, request.namespace, extract=request.endpoint())
         columns = (TextColumn("ingest"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.out, transient=True) as bar:
             task = bar.add_task("ingest", total=None)
@@ -237,7 +237,7 @@ class Shell:
             def progress(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            return ingest.ingest(kernel, request.file, request.format, request.namespace, progress)
+            return ingest.ingest(kernel, request.file, request.format, request.namespace, progress, extract=request.endpoint())
 
     def _remember(self, reply: m.Reply) -> None:
         ids = [getattr(reply, "cube_id", None)]
