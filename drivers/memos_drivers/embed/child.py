@@ -3,8 +3,9 @@
 A message is `u32 length` + MessagePack map of that length + as many raw bytes as the map's `bytes` says (0 if absent):
 
 1. parent → child, first: `{spec}`; child → parent: `{name, dims, fingerprint}`, or `{errno, detail}` and exit
-2. parent → child: `{id, texts}`; child → parent: `{id, rows, dims, bytes}` + little-endian float32 rows, or
-   `{id, errno, detail}`
+2. parent → child: `{id, texts}`; child → parent: `{id, rows, dims, spans, bytes}` + little-endian float32 rows + of each
+   text its tokens as 64 int8 each, or `{id, errno, detail}`. `spans` are the tokens' places, [[begin, end]] a text; absent
+   if the model has no tokens to show
 
 One thread, idle priority (which idles its disk reads too), no torch. The child ends when its parent does: the socket
 closes. It reads no other descriptor and writes no file.
@@ -71,6 +72,7 @@ def serve(peer: socket.socket) -> None:
         return
     from memos_syscalls.errors import MemError
 
+    from .basis import encoded
     from .model import load
 
     try:
@@ -81,12 +83,16 @@ def serve(peer: socket.socket) -> None:
     peer.sendall(message({"name": model.name, "dims": model.dims, "fingerprint": model.fingerprint}))
     while (request := _next(peer)) is not None:
         try:
-            rows = model.embed(request["texts"])
+            rows, tokens = encoded(model, request["texts"])
         except MemError as error:
             peer.sendall(message({"id": request["id"], "errno": error.errno, "detail": error.detail}))
             continue
         raw = rows.astype("<f4", copy=False).tobytes()
-        peer.sendall(message({"id": request["id"], "rows": rows.shape[0], "dims": rows.shape[1]}, raw))
+        head: dict[str, Any] = {"id": request["id"], "rows": rows.shape[0], "dims": rows.shape[1]}
+        if tokens is not None:
+            head["spans"] = [one.spans for one in tokens]
+            raw += b"".join(one.rows.tobytes() for one in tokens)
+        peer.sendall(message(head, raw))
 
 
 def main() -> None:

@@ -19,12 +19,14 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import accumulate
+from typing import Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from memos_drivers.plaintext.latent import WIDTH, Tokens
 from memos_syscalls.errors import BY_NAME, MemError, MemIO, MemNoModel
 
 from .child import HEADER_BYTES_MAX, LENGTH, message
@@ -57,10 +59,17 @@ class ModelInfo:
     fingerprint: str
 
 
+class Encoded(NamedTuple):
+    """A text's unit vector, and its tokens if the model shows them."""
+
+    vector: Floats
+    tokens: Tokens | None
+
+
 @dataclass(slots=True, eq=False)
 class _Text:
     text: str
-    done: asyncio.Future[Floats]
+    done: asyncio.Future[Encoded]
     attempts: int = 0
 
 
@@ -99,12 +108,19 @@ class EmbedClient:
 
     async def embed(self, texts: Sequence[str], priority: Priority = Priority.DOCUMENT) -> Floats:
         """One row for each text."""
+        found = await self.encode(texts, priority)
+        if not found:
+            return np.zeros((0, self.info.dims if self.info else 0), np.float32)
+        return np.stack([one.vector for one in found])
+
+    async def encode(self, texts: Sequence[str], priority: Priority = Priority.DOCUMENT) -> list[Encoded]:
+        """Vectors and tokens of each text."""
         if self._refusal is not None:
             raise type(self._refusal)(self._refusal.detail)
         if self._closed:
             raise MemIO("the embedder is closed")
         if not texts:
-            return np.zeros((0, self.info.dims if self.info else 0), np.float32)
+            return []
         loop = asyncio.get_running_loop()
         items = [_Text(text[:TEXT_CHARS_MAX], loop.create_future()) for text in texts]
         self._queues[priority].extend(items)
@@ -112,13 +128,13 @@ class EmbedClient:
         if self._worker is None:
             self._worker = loop.create_task(self._work())
         try:
-            rows = await asyncio.gather(*(item.done for item in items))
+            found = await asyncio.gather(*(item.done for item in items))
         finally:
             for item in items:
                 # One failure or a cancellation ends the call; no other text of it is worth sending.
                 if not item.done.cancel() and not item.done.cancelled():
                     item.done.exception()
-        return np.stack(rows)
+        return list(found)
 
     async def close(self) -> None:
         """Ends the child and all waiting calls."""
@@ -228,7 +244,7 @@ class EmbedClient:
         self.info = child.info
         return child
 
-    async def _ask(self, child: _Child, texts: list[str]) -> Floats:
+    async def _ask(self, child: _Child, texts: list[str]) -> list[Encoded]:
         self._calls += 1
         header, raw = await self._exchange(child, message({"id": self._calls, "texts": texts}), ANSWER_SECONDS_MAX)
         if header.get("id") != self._calls:
@@ -236,9 +252,19 @@ class EmbedClient:
         if "errno" in header:
             raise BY_NAME.get(str(header["errno"]), MemIO)(str(header.get("detail", "")))
         rows, dims = int(header.get("rows", 0)), int(header.get("dims", 0))
-        if rows != len(texts) or len(raw) != rows * dims * 4:
+        spans: list[list[tuple[int, int]]] | None = header.get("spans")
+        shown = sum(map(len, spans)) * WIDTH if spans is not None else 0
+        if rows != len(texts) or len(raw) != rows * dims * 4 + shown or (spans is not None and len(spans) != rows):
             raise _ChildDied("its answer has another size than the question")
-        return np.frombuffer(raw, "<f4").reshape(rows, dims).astype(np.float32, copy=False)
+        vectors = np.frombuffer(raw, "<f4", rows * dims).reshape(rows, dims).astype(np.float32, copy=False)
+        if spans is None:
+            return [Encoded(vector, None) for vector in vectors]
+        small = np.frombuffer(raw, np.int8, offset=rows * dims * 4).reshape(-1, WIDTH)
+        ends = list(accumulate(map(len, spans)))
+        return [
+            Encoded(vector, Tokens(small[end - len(places) : end], [(int(a), int(b)) for a, b in places]))
+            for vector, places, end in zip(vectors, spans, ends, strict=True)
+        ]
 
     @staticmethod
     async def _exchange(child: _Child, data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
