@@ -49,7 +49,8 @@ from memos_tools.bench_measure import (
     scratch,
     timed,
 )
-from memos_tools.bench_search import locomo, search
+from memos_tools.bench_recall import locomo
+from memos_tools.bench_search import search
 
 HERE = Path(__file__).parent
 MARKS = ("<!-- measured -->", "<!-- /measured -->")

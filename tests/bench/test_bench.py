@@ -9,7 +9,7 @@ import pytest
 
 from memos_tools.bench import main
 from memos_tools.bench_measure import latencies, ratio
-from memos_tools.bench_search import evidence_of
+from memos_tools.bench_sets import evidence_of
 
 
 def test_percentiles_are_of_the_sorted_samples() -> None:

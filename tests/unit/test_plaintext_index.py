@@ -18,6 +18,7 @@ from memos_drivers.plaintext.dense import DenseIndex, quantised
 from memos_drivers.plaintext.documents import Document
 from memos_drivers.plaintext.index import Hit, PlaintextIndex, SearchQuery
 from memos_drivers.plaintext.lexical import LexicalIndex, query_words
+from memos_drivers.plaintext.sequences import POSITION_MAX, Place
 from memos_syscalls.errors import MemInvalid, MemModel
 
 
@@ -89,20 +90,25 @@ def test_cjk_text_is_found_by_pairs_and_by_single_characters() -> None:
     assert found(index, "タワー") == {cube(3)}
 
 
+def holding(index: LexicalIndex, query: str) -> list[int]:
+    return sorted({number for _word, postings in index.terms(query)[0] for number in postings.tolist()})
+
+
 def test_postings_that_are_cached_see_later_documents() -> None:
     index = LexicalIndex()
     index.add(["a dog", "a cat"])
-    assert [number for number, _ in index.search("dog", 9)] == [0]
+    assert holding(index, "dog") == [0]
     index.add(["dogs", "birds"])
-    assert sorted(number for number, _ in index.search("dog", 9)) == [0, 2]
-    assert index.matched("big dogs and cats", [0, 1, 3]) == {0: ["dogs"], 1: ["cats"], 3: []}
+    assert holding(index, "dog") == [0, 2]
+    found = {word: postings.tolist() for word, postings in index.terms("big dogs and cats")[0]}
+    assert found == {"dogs": [0, 2], "cats": [1]}
 
 
 def test_frequent_terms_are_left_out_unless_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memos_drivers.plaintext.lexical.POSTINGS_PER_QUERY_MAX", 10)
     index = filled(*(doc(n, "common words" + (" rare" if n == 7 else "")) for n in range(50)))
-    scores, pruned = index._lexical.scores("common rare")  # pyright: ignore[reportPrivateUsage]
-    assert pruned and np.flatnonzero(scores).tolist() == [7]
+    terms, pruned = index._lexical.terms("common rare")  # pyright: ignore[reportPrivateUsage]
+    assert pruned and [(word, postings.tolist()) for word, postings in terms] == [("rare", [7])]
     hits = index.search(SearchQuery("common rare", k=20), anyone)
     assert len(hits) == 20 and hits[0].cube_id == cube(7)
 
@@ -155,15 +161,16 @@ def test_ties_stand_in_order_of_cube_id() -> None:
 
 
 def test_hybrid_search_unions_both_retrievers_and_explains() -> None:
-    index = filled(doc(1, "a beagle"), doc(2, "nothing of it"), doc(3, "beagle"))
-    index.set_vector(cube(2), 1, [1.0, 0.0])
-    index.set_vector(cube(1), 1, [0.6, 0.8])
+    index = filled(doc(1, "a beagle"), doc(2, "nothing of it"), doc(3, "beagle"), doc(4, "nor this"))
+    for number, vector in ((2, [1.0, 0.0]), (1, [0.9, 0.3]), (4, [-1.0, 0.0])):
+        index.set_vector(cube(number), 1, vector)
     hits = index.search(SearchQuery("beagles", [1.0, 0.0], explain=True), anyone)
-    assert set(ids(hits)) == {cube(1), cube(2), cube(3)} and hits[0].cube_id == cube(1)
+    assert set(ids(hits)) == {cube(1), cube(2), cube(3), cube(4)} and hits[0].cube_id == cube(1)
     why = {hit.cube_id: hit.why or {} for hit in hits}
-    assert why[cube(2)]["dense"] == {"rank": 1, "cosine": pytest.approx(1.0, abs=0.01)} and "lexical" not in why[cube(2)]
-    assert why[cube(3)]["lexical"]["terms"] == ["beagles"]
-    assert why[cube(1)]["fusion"]["rrf"] == hits[0].score
+    assert why[cube(2)]["dense"]["rank"] == 1 and why[cube(2)]["dense"]["cosine"] == pytest.approx(1.0, abs=0.01)
+    assert "lexical" not in why[cube(2)] and why[cube(3)]["lexical"]["terms"] == ["beagles"]
+    z = [why[cube(1)][retriever]["z"] for retriever in ("lexical", "dense")]
+    assert why[cube(1)]["score"] == hits[0].score == pytest.approx(sum(z), abs=1e-5)
     assert index.search(SearchQuery("", None), anyone) == []
     assert index.search(SearchQuery("beagle"), anyone)[0].why is None
 
@@ -245,10 +252,21 @@ def test_a_fixed_size_leaves_others_out_and_their_documents_wait_again() -> None
     assert index.vectors == 3
 
 
-def test_explanations_show_scores_only_when_asked() -> None:
-    index = filled(doc(1, "dog"))
-    hit = index.search(SearchQuery("dog", explain=True, scores=False), anyone)[0]
-    assert hit.why is not None and hit.why["lexical"] == {"rank": 1, "terms": ["dog"]}
+def test_ranks_and_scores_rest_on_the_searched_namespaces_alone() -> None:
+    def hits() -> list[Hit]:
+        query = SearchQuery("the dog barks", [1.0, 0.0], scopes=["alice"], explain=True)
+        return index.search(query, anyone)
+
+    mine = [doc(1, "a dog"), doc(2, "it barks and barks"), doc(3, "a cat")]
+    index = filled(*mine)
+    for number in (1, 2, 3):
+        index.set_vector(cube(number), 1, [1.0, float(number)])
+    before = hits()
+    others = [doc(n, "the dog of somebody else", namespace="bob") for n in range(10, 200)]
+    index.add(others)
+    for other in others:
+        index.set_live(other.cube_id, 1)
+    assert hits() == before
 
 
 def test_int8_cosines_are_close_and_the_same_for_few_rows_and_all() -> None:
@@ -294,7 +312,7 @@ DOCUMENTS = st.lists(
     st.builds(
         Document, st.binary(min_size=16, max_size=16), st.integers(1, 2**32 - 1), st.integers(0, 2**63 - 1), TEXT, TEXT,
         st.lists(TEXT, max_size=3).map(tuple), st.none() | st.integers(-(2**63), 2**63 - 1),
-        st.none() | st.integers(-(2**63), 2**63 - 1),
+        st.none() | st.integers(-(2**63), 2**63 - 1), st.none() | st.builds(Place, TEXT, st.integers(0, POSITION_MAX), TEXT),
     ),
     max_size=8,
 )  # fmt: skip

@@ -6,6 +6,10 @@
 - Vectors of different sizes live beside each other and never meet: a query scans the matrix of its own size. So nobody's
   vector keeps another's out. With a fixed size (an embedder's) vectors of all other sizes are left out instead.
 - `cosines` scores every row (100,000 rows of 384 in 2 ms on one thread), or only the rows that a filter left.
+- `nearest` answers the best rows alone. In a scope of `CODES_FROM` rows or more it first ranks by binary codes, one bit
+  for the sign of each component, in memory only (48 bytes for a row of 384), and scores the best `CANDIDATES_MIN` of
+  them exactly; below, it scores all. Centring and rotating before taking signs gained nothing, so a code depends on its
+  row alone. What it misses and what it saves: tests/bench/scale.py, and docs/benchmarks.md.
 - One writer and several readers: growth replaces a matrix, and a reader keeps the one it began with.
 """
 
@@ -24,6 +28,18 @@ Floats = NDArray[np.float32]
 Numbers = NDArray[np.intp]
 Rows = NDArray[np.intp] | NDArray[np.int32]
 Vector = NDArray[np.floating] | list[float] | tuple[float, ...]
+Codes = NDArray[np.uint64]
+Distances = NDArray[np.uint16]
+CODES_FROM: Final = 131_072
+"""Rows in scope from which binary codes are faster than exact cosines, where the scope is most of the matrix."""
+CODES_SPAN: Final = 25
+"""In a scope of scattered rows codes are faster when all rows up to its last are at most so many times as many."""
+CANDIDATES_MIN: Final = 8192
+CANDIDATES_EACH: Final = 8
+"""Rows that are scored exactly for each that is wanted, when that is more than `CANDIDATES_MIN`."""
+_BLOCK_ROWS: Final = 16_384
+"""A block's codes and counts stay in the processor's second cache."""
+_SAMPLE: Final = 65_536
 _GIVEN_UP: Final = 2**16 - 1
 
 
@@ -36,12 +52,79 @@ def quantised(vector: Vector) -> Int8:
     return np.rint(floats * (127.0 / peak)).astype(np.int8)
 
 
+def codes_of(block: Int8) -> Codes:
+    """The signs of quantised rows as words of 64 bits, one row of words for each 64 components."""
+    bits = np.packbits(block > 0, axis=1)
+    width = -(-bits.shape[1] // 8) * 8
+    padded = np.zeros((len(block), width), np.uint8)
+    padded[:, : bits.shape[1]] = bits
+    return np.ascontiguousarray(padded.view(np.uint64).T)
+
+
+def distances(codes: Codes, query: Codes, end: int) -> Distances:
+    """In how many signs the first `end` rows differ from the query's."""
+    out = np.zeros(end, np.uint16)
+    words = np.empty(min(end, _BLOCK_ROWS), np.uint64)
+    counts, sums = np.empty(len(words), np.uint8), np.empty(len(words), np.uint8)
+    for begin in range(0, end, _BLOCK_ROWS):
+        size = min(_BLOCK_ROWS, end - begin)
+        word, count, total = words[:size], counts[:size], sums[:size]
+        block = out[begin : begin + size]
+        # Three counts of at most 64 fit a byte, and bytes are added fastest.
+        for first in range(0, len(codes), 3):
+            for at in range(first, min(first + 3, len(codes))):
+                np.bitwise_xor(codes[at, begin : begin + size], query[at, 0], out=word)
+                np.bitwise_count(word, out=total if at == first else count)
+                if at > first:
+                    np.add(total, count, out=total)
+            np.add(block, total, out=block)
+    return out
+
+
+def closest(scores: Distances, count: int) -> Numbers:
+    """Places of at least `count` smallest scores, and of few more, ascending."""
+    if count >= len(scores):
+        return np.arange(len(scores))
+    stride = max(1, len(scores) // _SAMPLE)
+    bound = int(np.searchsorted(np.cumsum(np.bincount(scores[::stride])), -(-count // stride)))
+    places = np.flatnonzero(scores <= bound)
+    if len(places) < count:
+        # The sample misled. To count all is slower, and always right.
+        bound = int(np.searchsorted(np.cumsum(np.bincount(scores)), count))
+        return np.flatnonzero(scores <= bound)
+    exact = int(np.searchsorted(np.cumsum(np.bincount(scores[places])), count))
+    return places if exact >= bound else places[scores[places] <= exact]
+
+
+def largest(scores: Floats, count: int) -> Numbers:
+    """Places of the `count` largest scores and of those that equal the last of them, ascending: `np.argpartition` for
+    many, in a tenth of the time."""
+    if count >= len(scores):
+        return np.arange(len(scores))
+    if count <= 0:
+        return np.zeros(0, np.intp)
+    places: Numbers | None = None
+    stride = len(scores) // _SAMPLE
+    if stride > 1:
+        # A bound that a few more than wanted pass, most likely.
+        sample = scores[::stride]
+        rank = min(len(sample), 2 * count // stride + 8)
+        places = np.flatnonzero(scores >= np.partition(sample, len(sample) - rank)[len(sample) - rank])
+        if len(places) < count:
+            places = None
+    some = scores if places is None else scores[places]
+    kept = np.flatnonzero(some >= np.partition(some, len(some) - count)[len(some) - count])
+    return kept if places is None else places[kept]
+
+
 class DenseIndex:
     """The matrix of one size. Rows 0, 1, 2 …; a row without a vector is zero and has no cosine."""
 
     def __init__(self) -> None:
         self._rows: Int8 = np.zeros((0, 0), np.int8)
         self._inverse: Floats = np.zeros(0, np.float32)
+        # None until there are CODES_FROM rows.
+        self._codes: Codes | None = None
         self.count = 0
         """Rows in use."""
         self.vectors = 0
@@ -73,12 +156,30 @@ class DenseIndex:
         self._rows[first:end] = block
         self._inverse[first:end] = inverse
         self.count = max(self.count, end)
+        self._put_codes(first, block)
 
     def clear(self, row: int) -> None:
         """Overwrites a row with zeros."""
         self.vectors -= bool(self._inverse[row])
         self._inverse[row] = 0
         self._rows[row] = 0
+        if self._codes is not None:
+            self._codes[:, row] = 0
+
+    def _put_codes(self, first: int, block: Int8) -> None:
+        if self.count < CODES_FROM:
+            return
+        codes = self._codes
+        if codes is None or codes.shape[1] < len(self._rows):
+            grown = np.zeros((-(-self.dims // 64), len(self._rows)), np.uint64)
+            if codes is None:
+                for begin in range(0, self.count, _BLOCK_ROWS):
+                    end = min(begin + _BLOCK_ROWS, self.count)
+                    grown[:, begin:end] = codes_of(self._rows[begin:end])
+            else:
+                grown[:, : codes.shape[1]] = codes
+            codes = self._codes = grown
+        codes[:, first : first + len(block)] = codes_of(block)
 
     def take(self, rows: Rows) -> Int8:
         """Copies of quantised rows."""
@@ -99,6 +200,25 @@ class DenseIndex:
         else:
             dots = np.asarray(numkong.cdist(matrix[:end], query, "dot", threads=1)).reshape(-1)[rows]
         return (dots.astype(np.float32) * inverse[rows]) / np.float32(length)
+
+    def nearest(self, vector: Vector, rows: Rows, count: int) -> tuple[Numbers, Floats]:
+        """Places in `rows` of the `count` rows with the largest cosines, best first and then by place, and these
+        cosines. Exact for few rows, and where much of them is wanted; else nearly so (above)."""
+        candidates = max(CANDIDATES_MIN, CANDIDATES_EACH * count)
+        codes = self._codes
+        places: Numbers | None = None
+        if codes is not None and len(rows) >= 8 * candidates:
+            query = quantised(vector).reshape(1, -1)
+            self.check_dims(query.shape[1])
+            end = int(rows.max()) + 1
+            few = CODES_FROM if len(rows) * 4 >= end else end // CODES_SPAN
+            # A row that came after the codes were taken over has none.
+            if len(rows) >= few and end <= codes.shape[1]:
+                places = closest(distances(codes, codes_of(query), end)[rows], candidates)
+        scores = self.cosines(vector, rows if places is None else rows[places])
+        best = largest(scores, count)
+        best = best[np.argsort(-scores[best], kind="stable")[:count]]
+        return (best if places is None else places[best]), scores[best]
 
 
 class Vectors:
@@ -184,6 +304,14 @@ class Vectors:
         if matrix is None:
             return None
         numbers = np.flatnonzero(mask & (self._sizes[: len(mask)] == size))
+        return matrix, numbers, self._rows[numbers]
+
+    def among(self, numbers: Numbers, size: int) -> tuple[DenseIndex, Numbers, Rows] | None:
+        """The same for documents by number."""
+        matrix = self._matrices.get(size)
+        if matrix is None:
+            return None
+        numbers = numbers[self._sizes[numbers] == size]
         return matrix, numbers, self._rows[numbers]
 
     def size(self, number: int) -> int:

@@ -2,7 +2,8 @@
 
 - A document is one version of a cube. Numbers are given in the order of arrival and never used again.
 - At most one version of a cube is live. `newest` finds a cube's newest document, `older` links it to those before.
-- 60 bytes of columns a document, and one entry of one dict a cube. Texts are not kept.
+- 67 bytes of columns a document, and one entry of one dict a cube. Texts are not kept.
+- Documents that have a place in a sequence are linked with those beside them (`sequences`), while they are live.
 - Namespaces and sets of tags are interned; filters become one mask over a column of small integers.
 """
 
@@ -14,8 +15,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .sequences import Place, Sequences
+from .signs import length, signs
+
 Mask = NDArray[np.bool_]
 NONE: Final = -1
+SPEAKERS_MAX: Final = 8
+"""In more company than this a name says much about who is meant."""
 _MIN, _MAX = -(2**63), 2**63 - 1
 
 
@@ -30,12 +36,14 @@ class Document(NamedTuple):
     tags: tuple[str, ...] = ()
     valid_from: int | None = None
     valid_to: int | None = None
+    place: Place | None = None
 
 
 _COLUMNS: Final[dict[str, tuple[type[np.generic] | np.dtype[np.uint64], int]]] = {
     "hi": (np.uint64, 0), "lo": (np.uint64, 0), "version": (np.uint32, 0), "seq": (np.int64, 0),
     "valid_from": (np.int64, _MIN), "valid_to": (np.int64, _MAX), "namespace": (np.int32, 0), "tags": (np.int32, 0),
     "older": (np.int32, NONE), "live": (np.bool_, 0), "removed": (np.bool_, 0),
+    "place": (np.int32, NONE), "words": (np.uint16, 1), "signs": (np.uint8, 0),
 }  # fmt: skip
 
 
@@ -78,6 +86,8 @@ class Documents:
         self._newest: dict[bytes, int] = {}
         self._namespaces = Interned()
         self._tag_sets = Interned()
+        self._speakers: dict[str, set[str]] = {}
+        self.sequences = Sequences()
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of the documents so far."""
@@ -101,7 +111,16 @@ class Documents:
         namespaces, tag_sets, older = self._namespaces, self._tag_sets, columns["older"]
         columns["namespace"][first:end] = [namespaces.number(d.namespace, ancestors(d.namespace)) for d in documents]
         columns["tags"][first:end] = [tag_sets.number(frozenset(d.tags), d.tags) for d in documents]
+        columns["words"][first:end] = [length(d.text) for d in documents]
+        columns["signs"][first:end] = [signs(d.text) for d in documents]
         for number, document in enumerate(documents, first):
+            if (place := document.place) is not None:
+                space = int(columns["namespace"][number])
+                columns["place"][number] = self.sequences.place(space, place.sequence, place.position)
+                for scope in ["", *ancestors(document.namespace)] if place.speaker else []:
+                    known = self._speakers.setdefault(scope, set())
+                    if len(known) <= SPEAKERS_MAX:
+                        known.add(place.speaker)
             before = self._newest.get(document.cube_id)
             if before is not None:
                 older[number] = before
@@ -130,9 +149,13 @@ class Documents:
                 found = True
                 unset = unset or bool(live[number])
                 live[number] = True
+                if (place := int(self._columns["place"][number])) != NONE:
+                    self.sequences.stand(place, number)
             elif live[number]:
                 live[number] = False
                 unset = True
+                if (place := int(self._columns["place"][number])) != NONE:
+                    self.sequences.leave(place, number)
             if found and unset:
                 break
         return found
@@ -142,11 +165,18 @@ class Documents:
         numbers = list(self.versions(cube_id))
         self._newest.pop(cube_id, None)
         for number in numbers:
+            if (place := int(self._columns["place"][number])) != NONE:
+                self.sequences.leave(place, number)
             for name, (_, fill) in _COLUMNS.items():
                 self._columns[name][number] = fill
             self._columns["removed"][number] = True
         self.removed += len(numbers)
         return numbers
+
+    def speakers(self, scopes: Sequence[str] | None) -> frozenset[str]:
+        """Who speaks in these namespaces; nobody when they are so many that a name tells them apart."""
+        names = {name for scope in ([""] if scopes is None else scopes) for name in self._speakers.get(scope, ())}
+        return frozenset(names) if len(names) <= SPEAKERS_MAX else frozenset()
 
     def key(self, number: int) -> tuple[bytes, int]:
         """The cube and version of a document."""

@@ -2,15 +2,16 @@
 
 - A document is one version of a cube. `set_live` says which version searches in the present find; older versions stay
   for searches in the past.
-- Filters (namespaces, tags, event time, liveness) are one mask, and both retrievers score every document, so a filtered
-  search finds k documents when k exist.
-- `check(cube_id, version)` has the last word on each candidate before it gets a rank: what the caller may not see
-  neither appears nor takes a rank. It must answer False for cubes it does not know (one may be removed meanwhile).
-  Each retriever deepens until k candidates pass or none is left.
+- Filters (namespaces, tags, event time, liveness) are one mask, and both retrievers score every document in it, so a
+  filtered search finds k documents when k exist.
+- Retrievers propose *candidates*: all documents of a small scope; of a large one the best of each, and those beside the
+  very best. Candidates are ranked together (`ranking`), with the documents beside them in their sequences; ties stand in
+  order of cube id. Statistics are those of the scope.
+- `check(cube_id, version)` has the last word on each before it becomes a hit. It must answer False for cubes it does not
+  know (one may be removed meanwhile). The search deepens until k pass or none is left.
 - A query's vector meets the vectors of its own size; `fix_dims` leaves one size, an embedder's, and drops the others.
-- Candidates of both retrievers are unioned, then ranked by RRF; ties stand in order of cube id.
 - One lock guards the columns while they change. A search holds it only to take its mask; scoring runs outside. `add`
-  holds it for the columns alone (1 µs a document); writing words takes a lock of its own, for which searches by words wait.
+  holds it for the columns alone; writing words takes a lock of its own, for which searches by words wait.
 - `remove` forgets a cube at once for every search and zeroes its vector. FTS5 keeps traces until the index is built
   again: `needs_rebuild`.
 
@@ -20,31 +21,40 @@ The index keeps no texts and writes no files; `segment` packs documents for stor
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .dense import Int8, Vector, Vectors, quantised
+from . import ranking
+from .blending import Lengths, blended
+from .dense import CODES_FROM, DenseIndex, Int8, Numbers, Rows, Vector, Vectors, largest, quantised
 from .documents import NONE, Document, Documents, Mask
-from .fusion import rrf
+from .latent import Tokens
 from .lexical import LexicalIndex
+from .ranking import Term
+from .signs import ASKS, FIRST_PERSON, asks_for_the_present, dated
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Check = Callable[[bytes, int], bool]
-DEEPEN: Final = 4
+TokensOf = Callable[[Sequence[tuple[bytes, int]]], Sequence[Int8 | None]]
+WHOLE_SCOPE: Final = 4096
+"""A scope of so many documents is ranked whole; of a larger one what the retrievers propose."""
+POOL: Final = 1024
+"""Documents that each retriever proposes."""
+BESIDE_POOL: Final = 128
+"""Of these the best bring those beside them."""
+DEEPEN: Final = 8
 REMOVED_MIN: Final = 1024
 REMOVED_SHARE: Final = 0.1
-LEXICAL_WEIGHT: Final = 1.0
-DENSE_WEIGHT: Final = 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
-    """What to find. `scopes`: namespaces, each with all below it; None for all. `past`: all versions are candidates.
-    `scores`: whether an explanation may show lexical scores, which rest on statistics of all documents, of any owner."""
+    """What to find. `scopes`: namespaces, each with all below it; None for all. `past`: all versions are candidates, and
+    documents of records after `upto` stand beside none. `without`: stages that are left out."""
 
     text: str
     vector: Vector | None = None
@@ -55,13 +65,16 @@ class SearchQuery:
     since: int | None = None
     until: int | None = None
     past: bool = False
-    pool: int = 50
+    upto: int | None = None
     explain: bool = False
-    scores: bool = True
+    without: frozenset[str] = frozenset()
+    tokens: Tokens | None = None
+    tokens_of: TokensOf | None = None
+    """The query's tokens, and where those of documents are to be had: None for each that has none."""
 
 
 class Hit(NamedTuple):
-    """One found version. `score` is the fused score; larger is better, and only comparable within one search."""
+    """One found version. `score` is larger for the better, and only comparable within one search."""
 
     cube_id: bytes
     version: int
@@ -69,9 +82,31 @@ class Hit(NamedTuple):
     why: dict[str, Any] | None
 
 
-class _Ranking(NamedTuple):
-    numbers: list[int]
-    scores: dict[int, float]
+class _Scope(NamedTuple):
+    """What a search may find, as it stood when it began: columns, and the vectors of the query's size."""
+
+    mask: Mask
+    everything: bool
+    numbers: Numbers
+    place: NDArray[np.int32]
+    words: NDArray[np.uint16]
+    signs: NDArray[np.uint8]
+    seq: NDArray[np.int64]
+    times: NDArray[np.int64]
+    vectors: tuple[DenseIndex, Numbers, Rows] | None
+    cosines: NDArray[np.float32]
+    has: NDArray[np.bool_]
+    size: int
+
+
+class _Ranked(NamedTuple):
+    """Candidates, best first, with what each stage gave them; `whole` when there are no others."""
+
+    documents: list[int]
+    scores: list[float]
+    stages: dict[str, NDArray[Any]]
+    terms: list[Term]
+    whole: bool
 
 
 class PlaintextIndex:
@@ -83,6 +118,7 @@ class PlaintextIndex:
         self._docs = Documents()
         self._lexical = LexicalIndex()
         self._vectors = Vectors(dims)
+        self._lengths = Lengths()
 
     def close(self) -> None:
         self._lexical.close()
@@ -134,7 +170,7 @@ class PlaintextIndex:
             if not documents:
                 return
             # The words first: a document that a search can see has its postings.
-            self._lexical.add([document.text for document in documents])
+            self._lexical.add([dated(document.text, document.valid_from) for document in documents])
             with self._lock:
                 first = self._docs.append(documents)
                 self._vectors.reserve(self._docs.count)
@@ -145,7 +181,10 @@ class PlaintextIndex:
         """Gives a document its vector; False when the document is not here (removed meanwhile), or the size not taken."""
         with self._lock:
             number = self._docs.find(cube_id, version)
-            return number is not None and self._vectors.set(number, vector)
+            if number is None or not self._vectors.set(number, vector):
+                return False
+            self._lengths.forget(number)
+            return True
 
     def give_up_vector(self, cube_id: bytes, version: int) -> None:
         """No vector is to be had for a document: `missing_vectors` names it no longer."""
@@ -197,15 +236,14 @@ class PlaintextIndex:
                 self._vectors.dims if size is None else size,
             )
 
+    def speakers(self, scopes: Sequence[str] | None) -> frozenset[str]:
+        """Who speaks in these namespaces; nobody when they are many."""
+        with self._lock:
+            return self._docs.speakers(scopes)
+
     def search(self, query: SearchQuery, check: Check) -> list[Hit]:
         """The best k documents that pass the filters and `check`, best first."""
-        with self._lock:
-            mask = self._docs.mask(
-                past=query.past, scopes=query.scopes, tags=query.tags, since=query.since, until=query.until
-            )
-            selected = None
-            if query.vector is not None and query.mode != "lexical":
-                selected = self._vectors.select(mask, len(quantised(query.vector)))
+        scope = self._scope(query)
         verdicts: dict[int, bool] = {}
 
         def passes(number: int) -> bool:
@@ -213,81 +251,201 @@ class PlaintextIndex:
                 verdicts[number] = check(*self._docs.key(number))
             return verdicts[number]
 
-        lexical = dense = _Ranking([], {})
-        every_term = False
-        if query.mode != "dense" and query.text.strip():
-            lexical, every_term = self._lexical_ranking(query, mask, passes)
-        if query.vector is not None and selected is not None:
-            matrix, numbers, rows = selected
-            dense = self._ranking(matrix.cosines(query.vector, rows), numbers, query, passes)
-        if not dense.numbers or not lexical.numbers:
-            only = lexical if lexical.numbers else dense
-            fused = rrf([only.numbers])
-        else:
-            fused = rrf([lexical.numbers, dense.numbers], [LEXICAL_WEIGHT, DENSE_WEIGHT])
-        keys = {number: self._docs.key(number) for number in fused}
-        best = sorted(fused, key=lambda number: (-fused[number], keys[number]))[: query.k]
-        why = self._why(query, best, lexical, dense, fused, every_term) if query.explain else {}
-        return [Hit(*keys[number], fused[number], why.get(number)) for number in best]
-
-    def _lexical_ranking(
-        self, query: SearchQuery, mask: Mask, passes: Callable[[int], bool]
-    ) -> tuple[_Ranking, bool]:
-        """The lexical candidates, and whether frequent terms had to be taken in to find k of them."""
-        ranking = _Ranking([], {})
-        for every_term in (False, True):
-            scores, pruned = self._lexical.scores(query.text, every_term=every_term)
-            # Documents that came after the mask was taken have no place in it.
-            scores = scores[: len(mask)]
-            numbers = np.flatnonzero(mask[: len(scores)] & (scores > 0))
-            ranking = self._ranking(scores[numbers], numbers, query, passes)
-            if not pruned or len(ranking.numbers) >= query.k:
-                return ranking, every_term
-        return ranking, True
-
-    def _ranking(
-        self, scores: NDArray[np.float32], numbers: NDArray[np.intp], query: SearchQuery, passes: Callable[[int], bool]
-    ) -> _Ranking:
-        """The first `pool` of these documents that pass, and more depth until k pass or the documents are used up."""
-        depth = max(query.pool, query.k)
-        kept = _Ranking([], {})
-        for at in self._best_first(scores, numbers, depth):
-            number = int(numbers[at])
-            if passes(number):
-                kept.numbers.append(number)
-                kept.scores[number] = float(scores[at])
-            depth -= 1
-            if depth <= 0 and len(kept.numbers) >= query.k:
+        pool, every_term = POOL, False
+        while True:
+            terms, pruned = self._terms(query, scope, every_term)
+            ranked = self._ranked(query, scope, terms, max(pool, query.k))
+            chosen: list[int] = []
+            for at, number in enumerate(ranked.documents):
+                if passes(number):
+                    chosen.append(at)
+                    if len(chosen) == query.k:
+                        break
+            if len(chosen) == query.k or (ranked.whole and not pruned):
                 break
-        return kept
+            if ranked.whole:
+                every_term = True
+            pool *= DEEPEN
+        return [
+            Hit(
+                *self._docs.key(ranked.documents[at]), ranked.scores[at],
+                self._why(query, ranked, at) if query.explain else None,
+            )
+            for at in chosen
+        ]  # fmt: skip
 
-    def _best_first(self, scores: NDArray[np.float32], numbers: NDArray[np.intp], depth: int) -> Iterator[int]:
-        """Places in `scores`, best first, equal scores by cube id; sorted no deeper than they are taken."""
-        hi, lo = self._docs.column("hi"), self._docs.column("lo")
-        done, bound = 0, np.float32(np.inf)
-        while done < len(scores):
-            deep = min(depth, len(scores))
-            lowest = np.partition(scores, len(scores) - deep)[len(scores) - deep]
-            places = np.flatnonzero((scores >= lowest) & (scores < bound))
-            chosen = numbers[places]
-            yield from places[np.lexsort((lo[chosen], hi[chosen], -scores[places]))].tolist()
-            done += len(places)
-            bound = lowest
-            depth = max(depth, done) * DEEPEN
+    def _scope(self, query: SearchQuery) -> _Scope:
+        with self._lock:
+            docs = self._docs
+            mask = docs.mask(
+                past=query.past, scopes=query.scopes, tags=query.tags, since=query.since, until=query.until
+            )
+            size, vectors = 0, None
+            if query.vector is not None and query.mode != "lexical" and "dense" not in query.without:
+                size = len(quantised(query.vector))
+                vectors = self._vectors.select(mask, size)
+            columns = [docs.column(name) for name in ("place", "words", "signs", "seq", "valid_from")]
+        numbers = np.flatnonzero(mask)
+        cosines, has = np.zeros(len(mask), np.float32), np.zeros(len(mask), np.bool_)
+        # Of a large scope they are computed for those that are looked at.
+        if vectors is not None and query.vector is not None and len(vectors[1]) < CODES_FROM:
+            matrix, having, rows = vectors
+            cosines[having] = matrix.cosines(query.vector, rows)
+            has[having] = True
+        place, words, signs, seq, times = columns
+        return _Scope(
+            mask, len(numbers) == len(mask), numbers, place, words, signs, seq, times, vectors, cosines, has, size
+        )  # fmt: skip
 
-    def _why(
-        self, query: SearchQuery, best: list[int], lexical: _Ranking, dense: _Ranking, fused: dict[int, float], every: bool
-    ) -> dict[int, dict[str, Any]]:
-        """For each hit, which retriever found it, at which rank, and by which words."""
-        words = self._lexical.matched(query.text, best, every_term=every) if lexical.numbers else {}
-        ranks = [{number: rank for rank, number in enumerate(r.numbers, 1)} for r in (lexical, dense)]
-        explained: dict[int, dict[str, Any]] = {}
-        for number in best:
-            why: dict[str, Any] = {"fusion": {"rrf": fused[number]}}
-            if number in ranks[0]:
-                score = {"score": lexical.scores[number]} if query.scores else {}
-                why["lexical"] = {"rank": ranks[0][number], **score, "terms": words[number]}
-            if number in ranks[1]:
-                why["dense"] = {"rank": ranks[1][number], "cosine": dense.scores[number]}
-            explained[number] = why
-        return explained
+    def _terms(self, query: SearchQuery, scope: _Scope, every_term: bool) -> tuple[list[Term], bool]:
+        """The query's words in this scope, and whether frequent ones were left out."""
+        if query.mode == "dense" or not query.text.strip():
+            return [], False
+        found, pruned = self._lexical.terms(query.text, every_term=every_term)
+        return ranking.worth(found, scope.mask, scope.everything, self.speakers(query.scopes)), pruned
+
+    def _proposed(self, query: SearchQuery, scope: _Scope, terms: list[Term], pool: int) -> tuple[Numbers, bool]:
+        """Candidates, in order of number, and whether they are all that could be found."""
+        if len(scope.numbers) <= max(WHOLE_SCOPE, pool):
+            return scope.numbers, True
+        best: list[Numbers] = []
+        left = False
+        words = None
+        if terms:
+            average = scope.words.mean() if scope.everything else scope.words[scope.numbers].mean()
+            words = ranking.alone(terms, scope.words, float(average))
+        lists: list[tuple[NDArray[np.float32], Numbers]] = []
+        if words is not None:
+            mine = words if scope.everything else np.where(scope.mask, words, np.float32(0))
+            numbers = np.flatnonzero(mine)
+            left |= len(numbers) > pool
+            lists.append((words, numbers if len(numbers) <= pool else largest(mine, pool)[:pool]))
+        if scope.vectors is not None and query.vector is not None:
+            matrix, having, rows = scope.vectors
+            places, cosines = matrix.nearest(query.vector, rows, pool)
+            left |= len(having) > pool
+            scope.cosines[having[places]], scope.has[having[places]] = cosines, True
+            lists.append((scope.cosines, having[places]))
+        for scores, numbers in lists:
+            best.append(numbers)
+            if "neighbours" not in query.without and len(numbers):
+                first = numbers[np.argsort(-scores[numbers], kind="stable")[:BESIDE_POOL]]
+                around = self._docs.sequences.around(scope.place[first], len(ranking.BEFORE), len(ranking.AFTER)).ravel()
+                around = around[(around >= 0) & (around < len(scope.mask))]
+                best.append(around[scope.mask[around]].astype(np.intp))
+        return (np.unique(np.concatenate(best)) if best else np.zeros(0, np.intp)), not left
+
+    def _ranked(self, query: SearchQuery, scope: _Scope, terms: list[Term], pool: int) -> _Ranked:
+        candidates, whole = self._proposed(query, scope, terms, pool)
+        near = ranking.beside(
+            self._beside(query, scope, candidates, len(ranking.BEFORE)), scope.words[candidates], scope.words
+        )
+        stages: dict[str, NDArray[Any]] = {}
+        found = np.zeros(len(candidates), np.bool_)
+        score = np.zeros(len(candidates), np.float32)
+        if terms:
+            stages["bm25"] = ranking.smoothed(terms, candidates, near, scope.words)
+            found |= stages["bm25"] > 0
+            stages["bm25 z"] = ranking.deviations(stages["bm25"])
+            score += stages["bm25 z"]
+        if scope.vectors is not None and len(scope.vectors[1]):
+            self._cosines(query, scope, candidates)
+            self._cosines(query, scope, np.unique(near.documents[:, list(ranking.DENSE_COLUMNS)]).astype(np.intp))
+            stages["cosine"] = blended(
+                self._lengths, candidates, near, scope.cosines, scope.has, scope.size,
+                lambda numbers: self._vectors.take(numbers, scope.size),
+            )  # fmt: skip
+            has = scope.has[candidates]
+            found |= has
+            stages["cosine z"] = ranking.deviations(stages["cosine"], has)
+            score += ranking.DENSE_WEIGHT * stages["cosine z"]
+        only = stages.get("bm25") if "cosine" not in stages else stages["cosine"] if "bm25" not in stages else None
+        if only is not None:
+            score = only.copy()
+        if query.mode == "hybrid" and "signs" not in query.without and only is None:
+            signs = np.where(scope.place[candidates] >= 0, scope.signs[candidates], 0)
+            stages["first person"] = (signs & FIRST_PERSON) > 0
+            stages["asks"] = (signs & ASKS) > 0
+            score += ranking.FIRST_PERSON_WEIGHT * stages["first person"] - ranking.ASKS_WEIGHT * stages["asks"]
+        hi, lo = self._docs.column("hi")[candidates], self._docs.column("lo")[candidates]
+        order = np.lexsort((lo, hi, -score))
+        order = order[found[order]]
+        if query.mode == "hybrid" and only is None and "tokens" not in query.without:
+            order = self._late(query, scope, terms, candidates, order, score, stages)
+        if "recency" not in query.without and asks_for_the_present(query.text):
+            order = ranking.recent(order, score, scope.times[candidates])
+        stages = {name: values[order] for name, values in stages.items()}
+        return _Ranked(candidates[order].tolist(), score[order].tolist(), stages, terms, whole)
+
+    def _late(
+        self, query: SearchQuery, scope: _Scope, terms: list[Term], candidates: Numbers, order: Numbers,
+        score: NDArray[np.float32], stages: dict[str, NDArray[Any]],
+    ) -> Numbers:  # fmt: skip
+        """The order with the best candidates ranked among each other by their tokens, too; `score` follows."""
+        if query.tokens is None or query.tokens_of is None or not len(order):
+            return order
+        best, rest = order[: ranking.LATE_POOL], order[ranking.LATE_POOL :]
+        near = self._beside(query, scope, candidates[best], ranking.LATE_BESIDE)
+        groups = [
+            [own, *(one for one in beside if one != NONE)]
+            for own, beside in zip(candidates[best].tolist(), near.tolist(), strict=True)
+        ]
+        wanted = {number: at for at, number in enumerate(dict.fromkeys(number for group in groups for number in group))}
+        tokens = query.tokens_of([self._docs.key(number) for number in wanted])
+        asked = ranking.weighed(query.tokens, query.text, terms, len(scope.numbers), self.speakers(query.scopes))
+        reached = ranking.late(asked, tokens, [[wanted[number] for number in group] for group in groups])
+        for name, values in zip(("tokens", "tokens beside"), reached, strict=True):
+            stages[name] = np.zeros(len(score), np.float32)
+            stages[name][best] = np.nan_to_num(values)
+            score[best] += ranking.LATE_WEIGHT * ranking.deviations(values, ~np.isnan(values))
+        if len(rest):
+            score[rest] += min(0.0, float(score[best].min()) - float(score[rest].max()))
+        hi, lo = self._docs.column("hi")[candidates[best]], self._docs.column("lo")[candidates[best]]
+        return np.concatenate((best[np.lexsort((lo, hi, -score[best]))], rest))
+
+    def _beside(self, query: SearchQuery, scope: _Scope, candidates: Numbers, far: int) -> NDArray[np.int32]:
+        """Who stands beside candidates, so far before and after: live documents that were there when the search began."""
+        place = scope.place[candidates]
+        if "neighbours" in query.without:
+            place = np.full(len(candidates), NONE, np.int32)
+        around = self._docs.sequences.around(place, far, far)
+        around[around >= len(scope.mask)] = NONE
+        if query.upto is not None:
+            around[scope.seq[np.maximum(around, 0)] > query.upto] = NONE
+        return around
+
+    def _cosines(self, query: SearchQuery, scope: _Scope, documents: Numbers) -> None:
+        """Cosines of documents that have none yet: in a large scope, and of neighbours that a filter hides."""
+        missing = documents[(documents >= 0) & ~scope.has[documents]]
+        if not len(missing) or query.vector is None:
+            return
+        with self._lock:
+            vectors = self._vectors.among(missing, scope.size)
+        if vectors is not None:
+            matrix, numbers, rows = vectors
+            scope.cosines[numbers] = matrix.cosines(query.vector, rows)
+            scope.has[numbers] = True
+
+    def _why(self, query: SearchQuery, ranked: _Ranked, at: int) -> dict[str, Any]:
+        """What each stage found in a hit."""
+        number, stages = ranked.documents[at], ranked.stages
+        why: dict[str, Any] = {"score": ranked.scores[at]}
+        for stage, name in (("bm25", "lexical"), ("cosine", "dense")):
+            values = stages.get(stage)
+            if values is None or values[at] == 0:
+                continue
+            rank = 1 + int(np.count_nonzero(values > values[at]))
+            why[name] = {"rank": rank, stage: float(values[at]), "z": float(stages[f"{stage} z"][at])}
+        if "lexical" in why:
+            own = [term.word for term in ranked.terms if _holds(term.postings, number)]
+            why["lexical"] |= {"terms": own, "beside": not own}
+        for name in ("tokens", "tokens beside"):
+            if name in stages and stages[name][at]:
+                why[name] = float(stages[name][at])
+        signs = [name for name in ("first person", "asks") if name in stages and stages[name][at]]
+        return why | ({"signs": signs} if signs else {})
+
+
+def _holds(postings: NDArray[np.int32], number: int) -> bool:
+    at = int(np.searchsorted(postings, number))
+    return at < len(postings) and int(postings[at]) == number

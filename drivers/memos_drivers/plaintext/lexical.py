@@ -1,4 +1,4 @@
-"""The lexical half of retrieval: an in-memory SQLite FTS5 inverted index, scored by BM25 over numpy arrays.
+"""The lexical half of retrieval: an in-memory SQLite FTS5 inverted index, read as arrays of document numbers.
 
 - FTS5 (contentless, `detail=none`, no column sizes) stems, folds and stores postings: 80 bytes a document of 350.
   It keeps no text. Its own `bm25()` costs 1 µs a posting and works per query; here the postings of a term are read
@@ -34,17 +34,17 @@ TERMS_LOOKED_UP_MAX: Final = 256
 POSTINGS_PER_QUERY_MAX: Final = 400_000
 POSTINGS_CACHED_MAX: Final = 2_000_000
 """Entries of all cached postings together: 8 MB."""
+POSTINGS_CACHED_EACH: Final = 8
+"""Or so many entries for each document, if that is more: 32 bytes."""
 STEMS_CACHED_MAX: Final = 8192
-_K1: Final = 0.9
-_B: Final = 0.4
 
 # Hangul, kana, Han and its extensions.
 _CJK_RUN: Final = re.compile(
     "[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
-_WORD: Final = re.compile(r"[^\W_]+")
-_STOP: Final = frozenset(
+WORD: Final = re.compile(r"[^\W_]+")
+STOP: Final = frozenset(
     """a about after again against all also am an and any are aren as at be because been before being below between both but
     by can cannot could couldn d did didn do does doesn doing don down during each few for from further had hadn has hasn
     have haven having he her here hers herself him himself his how i if in into is isn it its itself just ll m me more most
@@ -73,7 +73,7 @@ def query_words(query: str) -> list[str]:
     """The distinct words of a query, in order, without stop words unless there is nothing else."""
     folded = unicodedata.normalize("NFC", query).lower()
     words: list[str] = []
-    for part in _WORD.findall(folded):
+    for part in WORD.findall(folded):
         at = 0
         for run in _CJK_RUN.finditer(part):
             words.append(part[at : run.start()])
@@ -82,11 +82,11 @@ def query_words(query: str) -> list[str]:
             at = run.end()
         words.append(part[at:])
     distinct = [word for word in dict.fromkeys(words) if word]
-    return [word for word in distinct if word not in _STOP] or distinct
+    return [word for word in distinct if word not in STOP] or distinct
 
 
 class LexicalIndex:
-    """BM25 over documents 0 … `documents` - 1."""
+    """Which of the documents 0 … `documents` - 1 contain which words."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -100,12 +100,10 @@ class LexicalIndex:
         )
         # The default of 1 MiB writes many small segments during a bulk load, only to merge them again.
         self._db.execute("INSERT INTO docs(docs, rank) VALUES ('hashsize', ?)", (16 * 1024 * 1024,))
-        self._chars = np.zeros(1024, np.int32)
-        self._chars_total = 0
-        self._weights = np.zeros(0, np.float32)
         self._stems: dict[str, str | None] = {}
         self._postings: OrderedDict[str, tuple[Postings, int]] = OrderedDict()
         self._cached = 0
+        self._counts: dict[str, tuple[int, int]] = {}
         self.documents = 0
 
     def close(self) -> None:
@@ -116,56 +114,18 @@ class LexicalIndex:
         """Index documents `documents`, `documents` + 1, …"""
         with self._lock:
             first, end = self.documents, self.documents + len(texts)
-            if end > len(self._chars):
-                grown = np.zeros(max(end, 2 * len(self._chars)), np.int32)
-                grown[:first] = self._chars[:first]
-                self._chars = grown
-            self._chars[first:end] = [len(text) for text in texts]
             # Wholly or not at all: commits, or rolls back what an exception cuts short.
             with self._db:
                 self._db.execute("BEGIN")
                 self._db.executemany(
                     "INSERT INTO docs(rowid, text) VALUES (?, ?)", zip(range(first, end), map(split_cjk, texts), strict=True)
                 )
-            self._chars_total += int(self._chars[first:end].sum())
             self.documents = end
 
-    def scores(self, query: str, *, every_term: bool = False) -> tuple[NDArray[np.float32], bool]:
-        """The score of every document (0: no term in common), and whether frequent terms were left out."""
+    def terms(self, query: str, *, every_term: bool = False) -> tuple[list[tuple[str, Postings]], bool]:
+        """The query's words with the documents that contain each, ascending; whether frequent ones were left out."""
         with self._lock:
-            found, pruned = self._terms(query, every_term)
-            count = self.documents
-            scores = np.zeros(count, np.float32)
-            if not found:
-                return scores, pruned
-            if len(self._weights) < count:
-                average = max(1.0, self._chars_total / count)
-                slope = np.float32(_K1 * _B / average)
-                floor = np.float32(1 + _K1 * (1 - _B))
-                self._weights = np.float32(_K1 + 1) / (floor + slope * self._chars[:count].astype(np.float32))
-            weight = self._weights
-        for _, postings in found:
-            idf = np.float32(np.log1p((count - len(postings) + 0.5) / (len(postings) + 0.5)))
-            scores[postings] += idf * weight[postings]
-        return scores, pruned
-
-    def search(self, query: str, limit: int) -> list[tuple[int, float]]:
-        """The best documents of the whole index, best first."""
-        scores, _ = self.scores(query)
-        order = np.argsort(-scores, kind="stable")[:limit]
-        return [(int(number), float(scores[number])) for number in order if scores[number] > 0]
-
-    def matched(self, query: str, numbers: Sequence[int], *, every_term: bool = False) -> dict[int, list[str]]:
-        """The query's words that each of these documents contains, in the query's order."""
-        with self._lock:
-            found, _ = self._terms(query, every_term)
-        words: dict[int, list[str]] = {number: [] for number in numbers}
-        for word, postings in found:
-            for number in numbers:
-                at = int(np.searchsorted(postings, number))
-                if at < len(postings) and postings[at] == number:
-                    words[number].append(word)
-        return words
+            return self._terms(query, every_term)
 
     def _terms(self, query: str, every_term: bool) -> tuple[list[tuple[str, Postings]], bool]:
         """Words and postings to score by; one word for each stem."""
@@ -208,8 +168,15 @@ class LexicalIndex:
         """In how many documents a word stands; only bounds and ordering rest on it, so a cached count may lag."""
         if word in self._postings:
             return max(1, len(self._postings[word][0]))
-        row = self._db.execute("SELECT count(*) FROM docs WHERE docs MATCH ?", (self._match(word),)).fetchone()
-        return int(row[0])
+        count, upto = self._counts.get(word, (0, 0))
+        # Counting walks the word's postings, so it is done anew only when an eighth more documents are here.
+        if not count or self.documents > upto + upto // 8:
+            row = self._db.execute("SELECT count(*) FROM docs WHERE docs MATCH ?", (self._match(word),)).fetchone()
+            count = int(row[0])
+            if len(self._counts) >= STEMS_CACHED_MAX:
+                self._counts.clear()
+            self._counts[word] = count, self.documents
+        return count
 
     def _read(self, word: str) -> Postings:
         """The documents that contain a word, ascending."""
@@ -225,7 +192,7 @@ class LexicalIndex:
                 postings = np.concatenate((postings, fresh)) if len(postings) else fresh
         self._postings[word] = (postings, self.documents)
         self._cached += len(postings)
-        while self._cached > POSTINGS_CACHED_MAX and len(self._postings) > 1:
+        while self._cached > max(POSTINGS_CACHED_MAX, POSTINGS_CACHED_EACH * self.documents) and len(self._postings) > 1:
             _, (old, _) = self._postings.popitem(last=False)
             self._cached -= len(old)
         return postings
