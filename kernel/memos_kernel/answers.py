@@ -15,12 +15,13 @@ from typing import Any, Final, NamedTuple
 
 from memos_syscalls.table import BY_NUMBER
 
-from . import crypto
+from . import crypto, lifecycle
 from . import events as ev
 from .chain import LogKeys
 from .events import Damaged, Event, Record, pack, unpack
 from .governance import raw_id, text_id
 from .state import View
+from .supersession import named
 
 SECOND: Final = 1_000_000_000
 
@@ -85,6 +86,8 @@ def answer(
     reply: dict[str, Any] = {"cube_id": text_id(event.fields[0]), "version": 1, "offset": record.seq}
     if event.name in (ev.WRITTEN, ev.STATE_CHANGED, ev.PINNED, ev.UNMERGED):
         reply["version"] = event.fields[1]
+    if (more := next((e for e in record.events if e.name == ev.SUPERSEDED), None)) is not None:
+        reply |= _superseded(view, event.fields[0], more)
     if event.name == ev.STATE_CHANGED:
         reply["state"] = event.fields[2]
     if event.name == ev.PINNED and (cube := view.cube(event.fields[0])) is not None:
@@ -97,6 +100,19 @@ def answer(
     if call == "mem_migrate" and event.name == ev.ALLOCATED and event.fields[2] == "plaintext":
         reply["cube_ids"] = [text_id(one.fields[0]) for one in record.events]
     return reply
+
+
+def _superseded(view: View, made: bytes, event: Event) -> dict[str, Any]:
+    """What the content that was written supersedes, and what supersedes it; an erased cube is not named any more."""
+    alive = [pair for pair in event.fields[0] if all(_is_alive(view, cube_id) for cube_id in pair[::2])]
+    older = [(one, at) for one, at, newer, _then in alive if newer == made]
+    newer = [(one, at) for older, _at, one, at in alive if older == made]
+    return {name: named(found) for name, found in (("supersedes", older), ("superseded_by", newer)) if found}
+
+
+def _is_alive(view: View, cube_id: bytes) -> bool:
+    cube = view.cube(cube_id)
+    return cube is not None and cube.state != lifecycle.SHREDDED
 
 
 def shredded_by(view: View, record: Record) -> list[bytes]:

@@ -12,13 +12,13 @@ import dataclasses
 import grp
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from memos_drivers.embed.client import EmbedClient
 from memos_drivers.host.client import Host
-from memos_drivers.plaintext.fuse_text import Source
+from memos_drivers.plaintext.fuse_text import FusedText, Source
 from memos_drivers.stores.base import PAYLOAD, VIEW, Store
 from memos_drivers.stores.rocks import RocksStore
 from memos_drivers.table import TABLE as DRIVERS
@@ -187,8 +187,9 @@ def strategies() -> dict[str, Strategy]:
     """The plaintext driver's fusion strategies, as decide wants them."""
 
     def adapt(fuse: Callable[..., Any]) -> Strategy:
-        def run(sources: list[Source]) -> str:
-            return str(fuse(sources).text)
+        def run(sources: list[Source], settings: Mapping[str, Any]) -> FusedText:
+            fused: FusedText = fuse(sources, **settings)
+            return fused
 
         return run
 

@@ -383,7 +383,7 @@ class Commits:
             if turn is not None and turn.syscall.name == "mem_shred":
                 self._carry_out(record, entry)
             elif turn is not None:
-                turn.answer(answers.answer(self.view, record, entry.sealed.hash, self.keys))
+                turn.answer(answers.answer(self.view, record, entry.sealed.hash, self.keys) | turn.also)
             self.effects.committed(record, entry.decision)
             self.hosttier.committed(record)
             self.evolution.committed(record)

@@ -22,6 +22,7 @@ from .events import Slot, pack
 from .governance import Access, Caller, text_id
 from .private import Private
 from .state import CONTENT, Cube, Tables, Version
+from .supersession import Checked
 
 
 class Fresh(Protocol):
@@ -62,6 +63,8 @@ class Call(NamedTuple):
     """Contents that travelled with the call: one, or one per item; or the one that a job made."""
     product: Any = None
     """What a job made for the call, but for its content; see decide_migrate."""
+    checked: Checked | None = None
+    """What a check for conflicts found, if the call asked for one."""
 
 
 class NewPayload(NamedTuple):
@@ -145,7 +148,14 @@ def _alloc(access: Access, call: Call, item: Any, content: bytes) -> Draft:
 
 
 def decide_alloc(tables: Tables, call: Call) -> Decision:
-    return Decision([_alloc(Access(tables, call.caller), call, call.request, call.contents[0])])
+    draft = _alloc(Access(tables, call.caller), call, call.request, call.contents[0])
+    return Decision([draft, *_superseded(call, draft.fields[0], 1)])
+
+
+def _superseded(call: Call, cube_id: bytes, version: int) -> list[Draft]:
+    """What a check found that the new content outdates, or is outdated by."""
+    pairs = [] if call.checked is None else call.checked.pairs(cube_id, version)
+    return [Draft(ev.SUPERSEDED, [pairs])] if pairs else []
 
 
 def decide_alloc_many(tables: Tables, call: Call) -> Decision:
@@ -242,7 +252,7 @@ def decide_write(tables: Tables, call: Call) -> Decision:
         private = private._replace(embedding=float32_bytes(request.embedding))
     expires_at = expires(call.now, request.ttl_s) if "ttl_s" in given else cube.expires_at
     fields = [cube.cube_id, cube.version + 1, expires_at, payload, slot, lineage, None]
-    return Decision([Draft(ev.WRITTEN, fields, private, slot)])
+    return Decision([Draft(ev.WRITTEN, fields, private, slot), *_superseded(call, cube.cube_id, cube.version + 1)])
 
 
 def decide_rollback(tables: Tables, call: Call) -> Decision:

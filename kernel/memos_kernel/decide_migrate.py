@@ -37,6 +37,17 @@ class Product(NamedTuple):
     """Cubes that become `merged`, with the versions that were read: sources, or what was made from the same sources."""
 
 
+class Fusion(NamedTuple):
+    """What a job made of several texts, but for its content; decide_shape.py commits it."""
+
+    name: str | None
+    sources: list[tuple[bytes, int]]
+    """The texts that become `merged`, with the versions that were read."""
+    through: list[tuple[bytes, int]]
+    """What compositions among them referred to."""
+    recipe: dict[str, Any]
+
+
 class Statement(NamedTuple):
     """One text that a job wrote, but for its content."""
 
@@ -53,14 +64,21 @@ class Statements(NamedTuple):
     items: list[Statement]
 
 
-def _check_sources(tables: Tables, access: Access, call: Call, sources: Iterable[tuple[bytes, int]]) -> None:
+def still_readable(access: Access, call: Call, source_id: bytes, at: int) -> tuple[Cube, str]:
+    """A version that a job read, with the cube's state: whoever asked may still read it, and it is not erased."""
+    cube = access.view.cube(source_id)
+    if cube is None or not access.sees(cube.namespace):
+        raise hidden(call.caller, f"cube {text_id(source_id)}")
+    state = lifecycle.effective(cube.state, cube.expires_at, call.now)
+    if state == lifecycle.SHREDDED or not call.opener.alive(cube, at):
+        raise MemShredded(f"cube {text_id(source_id)} was shredded while the job ran")
+    return cube, state
+
+
+def check_sources(tables: Tables, access: Access, call: Call, sources: Iterable[tuple[bytes, int]]) -> None:
+    """Refuse what a job made when a version that it read is not the newest any more."""
     for source_id, at in sources:
-        cube = access.view.cube(source_id)
-        if cube is None or not access.sees(cube.namespace):
-            raise hidden(call.caller, f"cube {text_id(source_id)}")
-        state = lifecycle.effective(cube.state, cube.expires_at, call.now)
-        if state == lifecycle.SHREDDED or not call.opener.alive(cube, at):
-            raise MemShredded(f"cube {text_id(source_id)} was shredded while the job ran")
+        cube, state = still_readable(access, call, source_id, at)
         if state == lifecycle.EXPIRED:
             raise lifecycle.refusal(text_id(source_id), state, "use")
         if cube.version != at:
@@ -91,10 +109,10 @@ def decide_product(tables: Tables, call: Call) -> Decision:
     """Commit `call.product` with the content `call.contents[0]`, or with one for each of its items."""
     access, product = Access(tables, call.caller), call.product
     access.target(product.namespace)
-    _check_sources(tables, access, call, [(source_id, at) for source_id, at, _role in product.sources])
+    check_sources(tables, access, call, [(source_id, at) for source_id, at, _role in product.sources])
     if isinstance(product, Statements):
         return _statements(call, product)
-    _check_sources(tables, access, call, product.merged)
+    check_sources(tables, access, call, product.merged)
     private = Private(
         call.args_hash, name=product.name, origin="migration", encoding="bytes", recipe=product.recipe,
         note=call.request.actor_note,

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from memos_drivers.plaintext.fuse_text import Source
+from memos_drivers.plaintext.fuse_text import FusedText, Source
 from memos_syscalls import limits
 from memos_syscalls.errors import MemExists, MemInvalid, MemTooLarge
 
 from . import events as ev
 from . import lifecycle
 from .decide import Call, Decision, Draft, live_cube, new_cube, version_of
-from .decide_migrate import decide_product
+from .decide_migrate import Fusion, check_sources, decide_product, still_readable
 from .governance import Access, hidden, text_id
 from .private import Private
 from .reducer import fork_of
 from .state import CONTENT, Cube, Tables
 
-Strategy = Callable[[list[Source]], str]
-"""A deterministic text fusion: sources in order → the fused text."""
+Strategy = Callable[[list[Source], Mapping[str, Any]], FusedText]
+"""A text fusion by rule: sources in order, and the settings that its recipe names, → the fused text."""
 
 
 def distinct(access: Access, call: Call, texts: Iterable[str]) -> list[Cube]:
@@ -123,8 +123,8 @@ def fuse_source(tables: Tables, call: Call, cube: Cube, version: int, access: Ac
     return Source(text_id(cube.cube_id), version, content.decode(), private.valid_from, private.name, cube.created_time)
 
 
-def fused_text(strategy: Strategy, sources: list[Source]) -> bytes:
-    content = strategy(sources).encode()
+def fused_bytes(fused: FusedText) -> bytes:
+    content = fused.text.encode()
     if len(content) > limits.PAYLOAD_CHUNK_BYTES:
         raise MemTooLarge(f"the fused text has {len(content)} bytes; the limit is {limits.PAYLOAD_CHUNK_BYTES}")
     return content
@@ -134,9 +134,17 @@ def merge_tags(privates: list[Private]) -> list[str]:
     return list(dict.fromkeys(tag for private in privates for tag in private.tags))[: limits.TAGS_MAX]
 
 
+def _name(params: dict[str, Any] | None) -> str | None:
+    given = dict(params or {})
+    name = given.pop("name", None)
+    if given or not (name is None or (isinstance(name, str) and 0 < len(name) <= limits.NAME_CHARS_MAX)):
+        raise MemInvalid("params knows one key, name: a text of at most 512 characters")
+    return name
+
+
 def decide_fuse(strategies: dict[str, Strategy]) -> Callable[[Tables, Call], Decision]:
     def decide(tables: Tables, call: Call) -> Decision:
-        if call.product is not None:
+        if call.product is not None and not isinstance(call.product, Fusion):
             return decide_product(tables, call)
         access, request = Access(tables, call.caller), call.request
         cubes = distinct(access, call, request.cube_ids)
@@ -146,17 +154,19 @@ def decide_fuse(strategies: dict[str, Strategy]) -> Callable[[Tables, Call], Dec
             if "merge" not in lifecycle.TRANSITIONS[cube.state]:
                 raise lifecycle.refusal(text_id(cube.cube_id), cube.state, "merge")
         namespace = access.target(request.namespace or cubes[0].namespace)
-        params = dict(request.params or {})
-        name = params.pop("name", None)
-        if params or not (name is None or (isinstance(name, str) and 0 < len(name) <= limits.NAME_CHARS_MAX)):
-            raise MemInvalid("params knows one key, name: a text of at most 512 characters")
-        sources = [fuse_source(tables, call, cube, cube.version, access) for cube in cubes]
-        content = fused_text(strategies[request.strategy], sources)
+        if isinstance(product := call.product, Fusion):
+            check_sources(tables, access, call, product.sources)
+            for source_id, at in product.through:
+                still_readable(access, call, source_id, at)
+            name, recipe, content = product.name, product.recipe, call.contents[0]
+        else:
+            name, recipe = _name(request.params), {"method": "fuse", "strategy": request.strategy}
+            sources = [fuse_source(tables, call, cube, cube.version, access) for cube in cubes]
+            content = fused_bytes(strategies[request.strategy](sources, {}))
+        privates = [call.opener.private(cube, cube.version) for cube in cubes]
         private = Private(
-            call.args_hash, name=name, origin="fusion", note=request.actor_note,
-            tags=merge_tags([call.opener.private(cube, cube.version) for cube in cubes]),
-            valid_from=min((s.valid_from for s in sources if s.valid_from is not None), default=None),
-            recipe={"method": "fuse", "strategy": request.strategy},
+            call.args_hash, name=name, origin="fusion", note=request.actor_note, tags=merge_tags(privates),
+            valid_from=min((p.valid_from for p in privates if p.valid_from is not None), default=None), recipe=recipe,
         )  # fmt: skip
         lineage = [(cube.cube_id, cube.version, CONTENT) for cube in cubes]
         fused_id, draft = new_cube(call, namespace, content, private, lineage=lineage)

@@ -32,7 +32,7 @@ from .decide_shape import (
     decide_fork,
     decide_fuse,
     fuse_source,
-    fused_text,
+    fused_bytes,
     measure,
     merge_tags,
     whole_content,
@@ -132,7 +132,7 @@ class _Rebuild:
         recipe = private.recipe or {}
         if recipe.get("method") == "compose":
             return self._composition(cube, private)
-        return self._fusion(cube, private, recipe["strategy"]) if recipe.get("method") == "fuse" else None
+        return self._fusion(cube, private, recipe) if recipe.get("method") == "fuse" else None
 
     def _adapter(self, cube: Cube) -> Made | None:
         if lifecycle.effective(cube.state, cube.expires_at, self._call.now) == lifecycle.EXPIRED:
@@ -212,7 +212,7 @@ class _Rebuild:
         new_id, draft = new_cube(self._call, cube.namespace, b"", private, expires_at=cube.expires_at, lineage=lineage)
         return Made(new_id, draft, private, measure(private, 0), lambda: b"\n".join(whole() for whole in wholes), SMALL_BYTES)
 
-    def _fusion(self, cube: Cube, private: Private, strategy: str) -> Made | None:
+    def _fusion(self, cube: Cube, private: Private, recipe: dict[str, Any]) -> Made | None:
         call = self._call
         lineage: list[tuple[bytes, int, int]] = []
         sources: list[Source] = []
@@ -235,9 +235,13 @@ class _Rebuild:
             lineage.append((source_id if made is None else made.new_id, at if made is None else 1, role))
         if not lineage:
             return None
-        content = fused_text(self._strategies[strategy], sources)
+        # By rule, whatever made the old one: of its recipe nothing stays but the settings.
+        strategy, settings = recipe["strategy"], recipe.get("settings") or {}
+        fused = self._strategies[strategy](sources, settings)
+        content = fused_bytes(fused)
+        anew = {"method": "fuse", "strategy": strategy, **fused.recipe, **({"settings": settings} if settings else {})}
         private = private._replace(
-            args_hash=call.args_hash, embedding=None, note=None, tags=merge_tags(tags),
+            args_hash=call.args_hash, embedding=None, note=None, tags=merge_tags(tags), recipe=anew,
             valid_from=min((s.valid_from for s in sources if s.valid_from is not None), default=None),
         )  # fmt: skip
         new_id, draft = new_cube(call, cube.namespace, content, private, expires_at=cube.expires_at, lineage=lineage)

@@ -44,6 +44,7 @@ from memos_syscalls.table import BY_NUMBER, TABLE, Flag
 from . import answers, crypto
 from . import events as ev
 from .chain import Chain, LogKeys, Sealed
+from .checking import Checks
 from .clock import Clock
 from .commit import LOW_SLOTS, STOPPING, Commits, damaged
 from .decide import Call, Decision, decide_expired
@@ -107,6 +108,7 @@ class Kernel(Commits):
         """What begins the job of a write that a driver must prepare; None for a write that is decided at once."""
         self.runtime = Runtime(Jobs(self.spawn, clock.now), host, models)
         self.renewals = Renewals(self)
+        self.checks = Checks(self)
         self.evolution = Evolution(self)
         self.opener = ViewOpener(vault, self.tables)
         self.stats = {call.number: Histogram() for call in TABLE}
@@ -266,10 +268,17 @@ class Kernel(Commits):
         if (launch := self.job_of(write.request)) is not None:
             self._begin_job(write, lambda: launch(self, write))
             return
+        self._admit(write)
+
+    def _admit(self, write: Write) -> None:
         if isinstance(write.request, (m.MemAlloc, m.MemWrite)) and any(crypto.is_chunked(len(c)) for c in write.contents):
             self.large_writes.submit(write.turn, lambda: self._write_large(write))
             return
         self._wait_in_line(write)
+
+    def admit(self, write: Write) -> None:
+        """Let a write that had to be prepared take its place in the line; whatever refuses it is its answer."""
+        self._guarded(write.turn, lambda: self._admit(write))
 
     def _refuse_when_full(self) -> None:
         if self.disk_full:
@@ -349,6 +358,9 @@ class Kernel(Commits):
         then()
 
     def _decide_now(self, write: Write) -> None:
+        if write.checked is not None and not write.checked.holds(self.tables):
+            write.check_again()
+            return
         if self.vault.free_slots < len(write.contents) + SPARE_SLOTS or self._is_long(write):
             self._begin_long(write)
             return
@@ -374,7 +386,7 @@ class Kernel(Commits):
             raise MemAgain("the log began a new epoch while the content was being stored")
         return Call(
             write.request, write.turn.peer.caller, self.chain.seq + 1, time, fresh, self.opener, write.args_hash(),
-            write.contents if contents is None else contents, write.product,
+            write.contents if contents is None else contents, write.product, write.checked,
         )  # fmt: skip
 
     def _seal(self, write: Write, decision: Decision, time: int) -> Sealed:

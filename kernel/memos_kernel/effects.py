@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from memos_drivers.embed.client import EmbedClient
+from memos_drivers.embed.client import EmbedClient, Encoded
 from memos_drivers.plaintext.documents import Document
-from memos_drivers.plaintext.index import PlaintextIndex
+from memos_drivers.plaintext.index import PlaintextIndex, TokensOf
+from memos_drivers.plaintext.sequences import Place, place_of
 from memos_syscalls.errors import MemAgain, MemError, MemModel, MemNoModel, MemShredded
 
 from . import events as ev
@@ -69,6 +70,7 @@ class Fresh(NamedTuple):
     valid_from: int | None
     valid_to: int | None
     embedding: bytes | None
+    place: Place | None
 
     @property
     def size(self) -> int:
@@ -93,7 +95,7 @@ def document_of(cube: Cube, opened: Opened) -> Document | None:
     return Document(
         cube.cube_id, opened.version.version, opened.version.seq, cube.namespace,
         text_of(opened.content[:TEXT_BYTES_MAX]),
-        tuple(private.tags), private.valid_from, private.valid_to,
+        tuple(private.tags), private.valid_from, private.valid_to, place_of(private.metadata),
     )  # fmt: skip
 
 
@@ -170,7 +172,10 @@ class Effects:
             if type(field) is NewPayload and not isinstance(field.content, SealedContent):
                 private = draft.private
                 text = bytes(field.content[:TEXT_BYTES_MAX]) if indexed(private) else None
-                fresh = Fresh(text, tuple(private.tags), private.valid_from, private.valid_to, private.embedding)
+                fresh = Fresh(
+                    text, tuple(private.tags), private.valid_from, private.valid_to, private.embedding,
+                    place_of(private.metadata),
+                )  # fmt: skip
                 self._held_bytes += fresh.size
                 return fresh
         return None
@@ -418,7 +423,7 @@ class Effects:
             return None, None
         text, namespace = text_of(fresh.text), cube.namespace
         return Document(
-            cube_id, version, seq, namespace, text, fresh.tags, fresh.valid_from, fresh.valid_to
+            cube_id, version, seq, namespace, text, fresh.tags, fresh.valid_from, fresh.valid_to, fresh.place
         ), fresh.embedding
 
     def _left_out(self, seq: int, cube_id: bytes, error: Exception) -> None:
@@ -502,11 +507,11 @@ class Effects:
             return False
         texts, keys = await self.in_thread(self._texts_in_thread, self._view(), index, missing)
         if keys:
-            vectors = await embed.embed(texts)
+            found = await embed.encode(texts)
             await self._learn_size(embed)
-            if embed.info is not None and vectors.shape[1] != embed.info.dims:
-                raise MemModel(f"the embedder made vectors of {vectors.shape[1]} numbers instead of {embed.info.dims}")
-            await self.in_thread(self._vectors_in_thread, self._view(), index, keys, vectors)
+            if embed.info is not None and (size := len(found[0].vector)) != embed.info.dims:
+                raise MemModel(f"the embedder made vectors of {size} numbers instead of {embed.info.dims}")
+            await self.in_thread(self._vectors_in_thread, self._view(), index, keys, found)
         return True
 
     def _texts_in_thread(
@@ -527,11 +532,21 @@ class Effects:
                 index.give_up_vector(cube_id, version)
         return texts, keys
 
-    def _vectors_in_thread(self, view: View, index: PlaintextIndex, keys: list[tuple[bytes, int]], vectors: Any) -> None:
-        for (cube_id, version), vector in zip(keys, vectors, strict=True):
-            if not self._set_vector(view, index, cube_id, version, vector):
+    def _vectors_in_thread(
+        self, view: View, index: PlaintextIndex, keys: list[tuple[bytes, int]], found: list[Encoded]
+    ) -> None:
+        # The tokens first: a document that has its vector is not asked for again.
+        self._segments.keep_tokens(
+            view, [(*key, one.tokens.rows) for key, one in zip(keys, found, strict=True) if one.tokens is not None]
+        )
+        for (cube_id, version), one in zip(keys, found, strict=True):
+            if not self._set_vector(view, index, cube_id, version, one.vector):
                 # Or it would be asked for again and again.
                 index.give_up_vector(cube_id, version)
+
+    def tokens_of(self, view: View) -> TokensOf:
+        """Where a search on this view finds tokens."""
+        return functools.partial(self._segments.tokens.read, view)
 
     async def close(self) -> None:
         """Stop the pumps, wait for what their threads do, and store what is not stored yet."""

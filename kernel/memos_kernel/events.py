@@ -21,6 +21,7 @@ Fields of the events (all public):
 - cubes.expired 1: [[cube_id, version], …]
 - cube.merged 1: fused_id, [[cube_id, version], …]
 - cube.unmerged 1: fused_id, fused_version, [cube_id, …], slot|nil
+- cube.superseded 1: [[older cube_id, version, newer cube_id, version], …]
 - namespace.forked 1: source, target, at_seq, number of cubes, args_hash
 - cubes.shredded 1: target_namespace|nil, [cube_id, …], [[old, new], …] (rebuilt), args_hash
 - log.moved 1: home_id of the copy that goes on
@@ -49,13 +50,14 @@ PINNED: Final = "cube.pinned"
 EXPIRED: Final = "cubes.expired"
 MERGED: Final = "cube.merged"
 UNMERGED: Final = "cube.unmerged"
+SUPERSEDED: Final = "cube.superseded"
 FORKED: Final = "namespace.forked"
 SHREDDED: Final = "cubes.shredded"
 MOVED: Final = "log.moved"
 
 EVENTS: Final[dict[str, int]] = {
     GENESIS: 1, EPOCH_OPENED: 1, CHECKPOINT: 1, ALLOCATED: 1, WRITTEN: 1, STATE_CHANGED: 1, PINNED: 1, EXPIRED: 1,
-    MERGED: 1, UNMERGED: 1, FORKED: 1, SHREDDED: 1, MOVED: 1,
+    MERGED: 1, UNMERGED: 1, SUPERSEDED: 1, FORKED: 1, SHREDDED: 1, MOVED: 1,
 }  # fmt: skip
 """Event name → newest schema version."""
 

@@ -3,20 +3,23 @@
 The last word on every candidate is `visible`: it sees the cube's row as reads do. So a hit is never a version that was
 replaced, hidden, expired or erased, however far the index lags behind.
 
-Ranks rest on statistics of all documents, whoever owns them; the scores that would show those are for admins.
+Ranks and scores rest on statistics of the namespaces that are searched, so nobody learns from them what others keep.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from memos_drivers.embed.client import Priority
-from memos_drivers.plaintext.index import SearchQuery
+from memos_drivers.plaintext.documents import ancestors
+from memos_drivers.plaintext.index import Hit, SearchQuery
+from memos_drivers.plaintext.latent import Tokens
+from memos_drivers.plaintext.signs import without_names
 from memos_syscalls import limits
 from memos_syscalls.errors import MemError, MemModel, MemNoModel
 
@@ -27,6 +30,7 @@ from .header import header
 from .longreads import Breath
 from .reads import Point, point_of
 from .state import Cube, View
+from .supersession import shown, superseded
 from .turn import Turn
 from .vault import Opened
 
@@ -59,27 +63,39 @@ def visible(view: View, access: Access, point: Point, request: Any) -> Callable[
     return check
 
 
-async def query_vector(kernel: Kernel, request: Any) -> tuple[Any, bool]:
-    """`(vector, missing)`: the query's vector, or whether a model should have made one and could not."""
+class Asked(NamedTuple):
+    """What a model made of a query: its vector and its tokens; `missing` when one should have made them and could not."""
+
+    vector: Any
+    tokens: Tokens | None = None
+    missing: bool = False
+
+
+async def ask(kernel: Kernel, request: Any, names: frozenset[str]) -> Asked:
+    """The vector of the query less these names, unless it came with the request, and the query's tokens."""
     embed = kernel.effects.embed
+    vector = None
     if request.query_embedding is not None:
         info = embed.info if embed is not None else None
         if info is not None and len(request.query_embedding) != info.dims:
             raise MemModel(f"an embedding of {len(request.query_embedding)} numbers does not fit vectors of {info.dims}")
-        return np.asarray(request.query_embedding, np.float32), False
-    if request.mode == "lexical" or not request.query.strip():
-        return None, False
+        vector = np.asarray(request.query_embedding, np.float32)
+    # Who brings a vector asks no model for anything.
+    if vector is not None or request.mode == "lexical" or not request.query.strip():
+        return Asked(vector)
     if embed is None:
         if request.mode == "dense":
             raise MemNoModel("no embedding model is configured")
-        return None, False
+        return Asked(None)
+    bare = without_names(request.query, names)
     try:
-        return (await embed.embed([request.query], Priority.QUERY))[0], False
+        found = await embed.encode(list(dict.fromkeys((bare, request.query))), Priority.QUERY)
     except MemError:
         if request.mode == "dense":
             raise
         # Words alone still answer; the reply says that it is partial.
-        return None, True
+        return Asked(None, missing=True)
+    return Asked(found[0].vector, found[-1].tokens)
 
 
 async def open_hit(kernel: Kernel, view: View, cube: Cube, version: int) -> Opened | None:
@@ -97,31 +113,91 @@ def clip(opened: Opened) -> tuple[str | bytes, bool]:
     return (content.decode(errors="ignore") if opened.private.encoding == "text" else content), clipped
 
 
+class Ranked(NamedTuple):
+    """A hit, and the hit that it is there for: what it outdates, if the search did not find it itself."""
+
+    hit: Hit
+    instead: bytes | None = None
+
+
+def newest_first(
+    hits: Sequence[Hit], newer: Callable[[bytes, int], bytes | None], now: Callable[[bytes], int | None]
+) -> list[Ranked]:
+    """The hits with each outdated one behind what outdates it, at the place of the better of the two.
+
+    `newer` names the cube that outdates a version, `now` the version of a cube that may be found, None if none may. What
+    outdates a hit and was not found comes all the same: who asks for a fact wants the one that holds.
+    """
+    found = {hit.cube_id: hit for hit in hits}
+    placed: dict[bytes, Ranked] = {}
+
+    def place(hit: Hit, instead: bytes | None, above: frozenset[bytes]) -> None:
+        if hit.cube_id in placed or hit.cube_id in above:
+            return
+        by = newer(hit.cube_id, hit.version)
+        if by is not None and by in found:
+            place(found[by], None, above | {hit.cube_id})
+        elif by is not None and (version := now(by)) is not None:
+            place(Hit(by, version, hit.score, None), hit.cube_id, above | {hit.cube_id})
+        placed.setdefault(hit.cube_id, Ranked(hit, instead))
+
+    for hit in hits:
+        place(hit, None, frozenset())
+    return list(placed.values())
+
+
+def tokens_of(content: bytes) -> int:
+    """About how many tokens a model makes of a text: one for four bytes of English, one and a half for a character that takes
+    three. Bytes that are no text count the same."""
+    return -(-len(content) // 4) if content.isascii() else -(-len(content) // 3)
+
+
 async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     own = Access(kernel.view, turn.peer.caller)
     scopes = own.scopes() if request.namespace is None else [own.namespace(request.namespace)]
     if scopes == []:
-        return {"hits": [], "partial": False}
+        return {"hits": [], "partial": False} | ({} if request.budget_tokens is None else {"tokens": 0})
     point = point_of(kernel, request)
     effects = kernel.effects
     await effects.wait_lexical(max(turn.peer.last_write, 0) if effects.loaded else kernel.opened_at)
     await effects.wait_lexical_briefly(kernel.durable.seq)
-    vector, missing = await query_vector(kernel, request)
-    if vector is not None:
+    without = frozenset(request.without or ())
+    names = effects.index.speakers(scopes) if "names" not in without else frozenset[str]()
+    asked = await ask(kernel, request, names)
+    if asked.vector is not None:
         await effects.wait_dense()
     view = kernel.frozen_view()
     access = Access(view, turn.peer.caller)
     index = effects.index
+    upto = point.seq if point.past else None
     query = SearchQuery(
-        text=request.query, vector=vector, k=request.k, mode=request.mode, scopes=scopes, tags=request.tags or (),
-        since=request.since, until=request.until, past=point.past or request.state is not None, explain=request.explain,
-        scores=turn.peer.caller.admin,
+        text=request.query, vector=asked.vector, k=request.k, mode=request.mode, scopes=scopes, tags=request.tags or (),
+        since=request.since, until=request.until, past=point.past or request.state is not None,
+        upto=upto, explain=request.explain, without=without,
+        tokens=asked.tokens, tokens_of=effects.tokens_of(view),
     )  # fmt: skip
-    found = await effects.in_thread(index.search, query, visible(view, access, point, request))
+    check = visible(view, access, point, request)
+
+    def newer(cube_id: bytes, version: int) -> bytes | None:
+        cube = view.cube(cube_id)
+        return None if cube is None else superseded(view, kernel.vault.private, cube, version, point.now, upto)
+
+    def now(cube_id: bytes) -> int | None:
+        cube = view.cube(cube_id)
+        if cube is None or (scopes is not None and set(scopes).isdisjoint(ancestors(cube.namespace))):
+            return None
+        version = view.version_at(cube, point.seq) if point.past else cube.version
+        return version if version is not None and check(cube_id, version) else None
+
+    def search() -> list[Ranked]:
+        return newest_first(index.search(query, check), newer, now)[: request.k]
+
+    found = await effects.in_thread(search)
     damaged = False
+    spent = 0
     hits: list[dict[str, Any]] = []
     breath = Breath()
-    for hit in found:
+    for hit, instead in found:
         await breath()
         cube = view.cube(hit.cube_id)
         assert cube is not None, "a candidate that passed the check has a row"
@@ -139,18 +215,27 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
         if opened is None:
             continue
         content, clipped = clip(opened)
+        if request.budget_tokens is not None:
+            cost = tokens_of(opened.content)
+            # A hit too long for what is left does not end the list: a shorter one behind it may fit.
+            if spent + cost > request.budget_tokens:
+                continue
+            spent += cost
         head = header(
             view, cube, opened.version, opened.private, state=view.state_at(cube, point.seq) if point.past else cube.state,
             now=point.now, owner=kernel.owner(cube.namespace),
-        )  # fmt: skip
+        ) | shown(view, cube, hit.version, point.now, upto)  # fmt: skip
         item: dict[str, Any] = {
             "cube_id": text_id(hit.cube_id), "version": hit.version, "score": float(hit.score), "namespace": cube.namespace,
             "content": content, "header": head,
         }  # fmt: skip
         if clipped:
             item["clipped"] = True
-        if hit.why is not None:
+        if instead is not None and request.explain:
+            item["why"] = {"score": hit.score, "instead of": text_id(instead)}
+        elif hit.why is not None:
             item["why"] = hit.why
         hits.append(item)
     dense_wanted = request.mode != "lexical"
-    return {"hits": hits, "partial": damaged or (dense_wanted and (missing or effects.dense_behind))}
+    reply = {"hits": hits, "partial": damaged or (dense_wanted and (asked.missing or effects.dense_behind))}
+    return reply if request.budget_tokens is None else reply | {"tokens": spent}

@@ -108,7 +108,7 @@ class Maps:
 
 async def mem_map(kernel: Kernel, turn: Turn, request: Any) -> None:
     access = Access(kernel.view, turn.peer.caller)
-    cube, number, state, now = locate(kernel, access, request)
+    cube, number, state, now, _seq = locate(kernel, access, request)
     if state == lifecycle.SHREDDED:
         raise lifecycle.refusal(request.cube_id, state, "map")
     found = access.view.version(cube, number)

@@ -13,10 +13,12 @@ from memos_syscalls.errors import MemInvalid
 
 from .attach import Wanted, adapter_part, cache_part
 from .capture import capture
+from .checking import check
 from .decide import live_cube
 from .distil import distil, fuse_anew
 from .fuseadapters import fuse_adapters
 from .fusecaches import fuse_caches
+from .fusetexts import fuse_texts
 from .governance import Access
 from .importing import import_adapter
 from .jobs import Job
@@ -37,6 +39,8 @@ def job_of(request: Any) -> Launch | None:
         return _MIGRATIONS["tier" if request.to is None else request.to]
     if isinstance(request, m.MemFuse):
         return _FUSIONS.get(request.strategy)
+    if isinstance(request, (m.MemAlloc, m.MemWrite)) and request.check is not None:
+        return check
     if isinstance(request, m.MemAlloc) and request.form != "plaintext":
         return import_adapter
     return None
@@ -88,5 +92,5 @@ _MIGRATIONS: Final[dict[str, Launch]] = {
 }  # fmt: skip
 _FUSIONS: Final[dict[str, Launch]] = {
     **dict.fromkeys(DRIVERS["activation"].fuses, fuse_caches), **dict.fromkeys(DRIVERS["parametric"].fuses, fuse_adapters),
-    "distil": fuse_anew,
+    "distil": fuse_anew, "auto": fuse_texts, "summarise": fuse_texts,
 }  # fmt: skip

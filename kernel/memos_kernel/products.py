@@ -23,7 +23,7 @@ from memos_syscalls.errors import MemAgain, MemConflict, MemError, MemInvalid, M
 from . import crypto, lifecycle
 from .attach import stale
 from .decide import live
-from .decide_migrate import Product, Statements
+from .decide_migrate import Fusion, Product, Statements
 from .events import pack
 from .fds import is_sealed
 from .governance import Access, raw_id, text_id
@@ -50,10 +50,11 @@ def params_of(kind: type[Any], given: dict[str, Any] | None) -> Any:
         raise MemInvalid(f"params: {invalid(error).detail}") from error
 
 
-def submit(kernel: Kernel, write: Write, kind: str, work: Work, *, wait: bool) -> None:
-    """Begin a job, or join the one that the same request id began."""
+def submit(kernel: Kernel, write: Write, kind: str, work: Work, *, wait: bool, model: bool = True) -> None:
+    """Begin a job, or join the one that the same request id began. `model`: it cannot do without."""
     turn = write.turn
-    _ = kernel.runtime.host  # refused now rather than by the job
+    if model:
+        _ = kernel.runtime.host  # refused now rather than by the job
     known = kernel.runtime.by_mac.get(write.mac) if write.mac is not None else None
     if known is not None:
         job, args_hash = known
@@ -162,7 +163,7 @@ async def commit(
 
 
 async def record(
-    kernel: Kernel, write: Write, job: Job, product: Product | Statements, contents: Sequence[bytes | memoryview],
+    kernel: Kernel, write: Write, job: Job, product: Product | Statements | Fusion, contents: Sequence[bytes | memoryview],
     target: Cube | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a job made becomes one record, decided like any other write."""

@@ -24,6 +24,7 @@ from .header import header
 from .longreads import Breath
 from .sources import check_sources
 from .state import Cube, Version, View
+from .supersession import shown
 from .turn import Turn
 from .vault import Opened
 
@@ -63,6 +64,8 @@ class Found(NamedTuple):
     state: str
     """Recorded state at that moment."""
     now: int
+    seq: int | None = None
+    """The record after which it is read; None for the present."""
 
 
 def locate(kernel: Kernel, access: Access, request: Any) -> Found:
@@ -79,7 +82,7 @@ def locate(kernel: Kernel, access: Access, request: Any) -> Found:
     if version is None:
         raise MemNotFound(f"cube {request.cube_id} did not exist then")
     state = cube.state if cube.state == lifecycle.SHREDDED else access.view.state_at(cube, point.seq)
-    return Found(cube, version, state, point.now)
+    return Found(cube, version, state, point.now, point.seq)
 
 
 def composed(kernel: Kernel, access: Access, cube: Cube, opened: Opened) -> bytes:
@@ -101,7 +104,7 @@ def mem_read(kernel: Kernel, turn: Turn, request: Any) -> None:
     view = kernel.view
     access = Access(view, turn.peer.caller)
     found = locate(kernel, access, request)
-    cube, version, state, now = found
+    cube, version, state, now, _seq = found
     past = request.version is not None or request.at_offset is not None or request.at_time is not None
     if state == lifecycle.SHREDDED:
         raise lifecycle.refusal(request.cube_id, state, "read")
@@ -163,7 +166,7 @@ def _read_reply(kernel: Kernel, access: Access, found: Found, opened: Opened, re
         reply["header"] = header(
             access.view, cube, opened.version, opened.private, state=effective, now=found.now,
             owner=kernel.owner(cube.namespace),
-        )  # fmt: skip
+        ) | shown(access.view, cube, found.version, found.now, found.seq)  # fmt: skip
     if "content" in request.parts:
         reply["content"] = opened.content.decode() if opened.private.encoding == "text" else opened.content
     return reply
@@ -253,7 +256,8 @@ def stat_of(kernel: Kernel, access: Access, found: Found) -> dict[str, Any]:
             # The version is inherited from a source that was erased: its public part is all there is.
             private = None
     owner = kernel.owner(cube.namespace)
-    return header(access.view, cube, row[0], private, state=found.state, now=found.now, owner=owner)
+    head = header(access.view, cube, row[0], private, state=found.state, now=found.now, owner=owner)
+    return head if found.state == lifecycle.SHREDDED else head | shown(access.view, cube, found.version, found.now, found.seq)
 
 
 def mem_stat(kernel: Kernel, turn: Turn, request: Any) -> None:
@@ -302,7 +306,7 @@ async def mem_list(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
         if version is None:
             continue
         recorded = view.state_at(cube, point.seq) if point.past and cube.state != lifecycle.SHREDDED else cube.state
-        shown_header = stat_of(kernel, access, Found(cube, version, recorded, point.now))
+        shown_header = stat_of(kernel, access, Found(cube, version, recorded, point.now, point.seq if point.past else None))
         state = shown_header["state"]
         if (state != request.state) if request.state is not None else state not in lifecycle.LISTED:
             continue

@@ -14,7 +14,19 @@ from typing import Any, Final
 from . import crypto, lifecycle
 from . import events as ev
 from .events import Damaged, Event, Record, Slot, pack
-from .state import META_CHECKPOINT, META_HOME, Cube, Namespace, Tables, Version, cube_id_of, decode_cube, parts_of, u64
+from .state import (
+    META_CHECKPOINT,
+    META_HOME,
+    Cube,
+    Namespace,
+    Superseded,
+    Tables,
+    Version,
+    cube_id_of,
+    decode_cube,
+    parts_of,
+    u64,
+)  # fmt: skip
 
 
 def apply(tables: Tables, record: Record) -> None:
@@ -176,6 +188,15 @@ def apply_unmerged(tables: Tables, record: Record, event: Event) -> None:
     _set_state(tables, record, fused, lifecycle.EXPIRED, expires_at=None)
 
 
+def apply_superseded(tables: Tables, record: Record, event: Event) -> None:
+    """Which of the two holds at a moment is read from both, see supersession.py; here it is only noted."""
+    for older_id, older_version, newer_id, newer_version in event.fields[0]:
+        for cube_id, version in ((older_id, older_version), (newer_id, newer_version)):
+            if not 1 <= version <= _cube(tables, record, cube_id).version:
+                raise Damaged(f"record {record.seq} names version {version} of cube {cube_id.hex()}, which has none")
+        tables.put_superseded(Superseded(older_id, older_version, newer_id, newer_version, record.seq))
+
+
 def derived_id(record_time: int, seq: int, order: int, source: bytes) -> bytes:
     """The id of a forked cube: a UUIDv7 of the record's time, in the order of the sources."""
     return cube_id_of(record_time, order, int.from_bytes(crypto.sha256(b"memos fork" + u64(seq) + source)[:5], "big"))
@@ -213,6 +234,20 @@ def apply_forked(tables: Tables, record: Record, event: Event) -> None:
             tables.put(b"g" + copy.forked_from[0] + copy.cube_id, b"")
         if copy.expires_at is not None:
             tables.put(b"e" + u64(copy.expires_at) + copy.cube_id, b"")
+    if next(iter(tables.scan(b"o")), None) is not None:
+        _copy_superseded(tables, record, at_seq, copies)
+
+
+def _copy_superseded(tables: Tables, record: Record, at_seq: int, copies: list[Cube]) -> None:
+    """What superseded what among the cubes that a fork took along, as of then."""
+    made = {copy.forked_from: copy.cube_id for copy in copies}
+    taken = {source[0]: source[1] for source in made if source is not None}
+    for source_id, version in taken.items():
+        for one in list(tables.superseding(source_id)):
+            newest = taken.get(one.newer, 0)
+            if one.seq <= at_seq and one.older_version <= version and one.newer_version <= newest:
+                older, newer = made[(source_id, version)], made[(one.newer, newest)]
+                tables.put_superseded(one._replace(older=older, newer=newer, seq=record.seq))
 
 
 def fork_of(tables: Tables, cube: Cube, at_seq: int, record: Record, order: int = 0) -> Cube | None:
@@ -300,6 +335,7 @@ RULES: Final[dict[str, Callable[[Tables, Record, Event], None]]] = {
     ev.EXPIRED: apply_expired,
     ev.MERGED: apply_merged,
     ev.UNMERGED: apply_unmerged,
+    ev.SUPERSEDED: apply_superseded,
     ev.FORKED: apply_forked,
     ev.SHREDDED: apply_shredded,
     ev.MOVED: apply_moved,

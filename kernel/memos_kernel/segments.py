@@ -36,13 +36,14 @@ from memos_drivers.stores.base import INDEX, Batch, Store
 from memos_syscalls import limits
 from memos_syscalls.errors import MemError, MemShredded
 
-from . import crypto, lifecycle
+from . import crypto, lifecycle, tokenrows
 from . import events as ev
 from .effects import document_of, live_version
 from .eventlog.base import EventLog, records
 from .events import Damaged, Slot, pack, unpack
 from .keystore import KeyStore
 from .state import View, decode_cube, u64
+from .tokenrows import TokenRows
 from .vault import Vault
 
 log_ = logging.getLogger("memos.index")
@@ -76,6 +77,7 @@ class Segments:
         self._vault = vault
         self._log = log
         self._log_id = log_id
+        self.tokens = TokenRows(store, self._rows, vault)
         self._lock = threading.Lock()
         self._unsealed: dict[Key, None] = {}
         self._free: list[tuple[Slot, bytes]] = []
@@ -278,7 +280,10 @@ class Segments:
                 for key, _value in self._rows.scan(b"x" + cube_id):
                     if cube_id in gone or int.from_bytes(key[17:21], "big") <= heirs[cube_id]:
                         batch.put(INDEX, key, None)
+                for key in self.tokens.listed(cube_id, None if cube_id in gone else heirs[cube_id]):
+                    batch.put(INDEX, key, None)
             self._store.write(batch)
+            self.tokens.forget((*cube_ids, *heirs))
 
     def _forget_segment(self, batch: Batch, number: int, data: bytes) -> Slot:
         """Delete what names a segment, but for its `i` rows; returns its key's slot."""
@@ -324,6 +329,14 @@ class Segments:
             batch.put(INDEX, b"x" + cube_id + version.to_bytes(4, "big"), pack((*found[0].payload_slot, sealed)))
             try:
                 self._store.write(batch)
+            except OSError as error:
+                self._pause(error)
+
+    def keep_tokens(self, view: View, items: list[tuple[bytes, int, Any]]) -> None:
+        """Store the tokens of versions that got their vectors."""
+        if self._writable:
+            try:
+                self.tokens.keep(view, items)
             except OSError as error:
                 self._pause(error)
 
@@ -490,7 +503,7 @@ class Segments:
     def drop(self) -> None:
         """Forget everything on disk and its keys, so that the next load makes the indexes from the log. At start only."""
         batch = Batch()
-        for prefix in (b"g", b"i", b"k", b"u", b"x", b"p"):
+        for prefix in (b"g", b"i", b"k", b"u", b"x", b"p", tokenrows.PREFIX):
             for key, _value in self._rows.scan(prefix):
                 batch.put(INDEX, key, None)
         self._store.write(batch)

@@ -14,6 +14,8 @@ Keys, by first byte (rows marked * are in the digest):
 - `s` cube_id, seq u64 → state: the past of a cube's state
 - `d` source, derived → nothing: lineage, downwards    - `g` source, fork → nothing
 - `f` fused, source → nothing: what was merged into a fused cube
+- `o` older, newer, older's version u32, newer's version u32 → seq u64: what a newer fact superseded
+- `w` newer, older, newer's version u32, older's version u32 → seq u64: the same, from the newer one
 - `e` expires_at u64, cube_id → nothing                - `k` epoch u64, n u64 → cube_id: slots that records name
 - `r` request MAC → seq u64                            - `x` seq u64 → nothing: shred records
 - `p` cube_id → nothing: cubes that are pinned          - `a` cube_id → nothing: adapters that are not erased
@@ -95,6 +97,16 @@ class Namespace(NamedTuple):
     forked_from: tuple[str, int] | None
 
 
+class Superseded(NamedTuple):
+    """One version is outdated by another, since record `seq`."""
+
+    older: bytes
+    older_version: int
+    newer: bytes
+    newer_version: int
+    seq: int
+
+
 class Source(Protocol):
     """Where rows are read from: a store's reader, or a dictionary."""
 
@@ -108,6 +120,12 @@ _unpackb = msgpack.unpackb
 
 def u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
+
+
+def _superseded(older: bytes, newer: bytes, versions: bytes, seq: bytes) -> Superseded:
+    return Superseded(
+        older, int.from_bytes(versions[:4], "big"), newer, int.from_bytes(versions[4:], "big"), int.from_bytes(seq, "big")
+    )
 
 
 def row_hash(row: bytes) -> int:
@@ -248,6 +266,16 @@ class View:
             if cube is not None and cube.state == "merged" and cube.merged_into == fused:
                 yield cube
 
+    def superseding(self, older: bytes) -> Iterator[Superseded]:
+        """What was recorded to supersede a cube, whatever became of either since."""
+        for key, value in self.scan(b"o" + older):
+            yield _superseded(key[1:17], key[17:33], key[33:], value)
+
+    def supersedes(self, newer: bytes) -> Iterator[Superseded]:
+        """What a cube was recorded to supersede."""
+        for key, value in self.scan(b"w" + newer):
+            yield _superseded(key[17:33], key[1:17], key[37:] + key[33:37], value)
+
     def heirs(self, cube_ids: Iterable[bytes]) -> dict[bytes, int]:
         """Forks of these cubes, at any remove: fork → the newest version that it inherits from one of them."""
         found: dict[bytes, int] = {}
@@ -385,6 +413,11 @@ class Tables(View):
         row = pack(version)
         key = b"v" + version.cube_id + version.version.to_bytes(4, "big")
         self._put_hashed(key, pack((row, private)), row, None)
+
+    def put_superseded(self, one: Superseded) -> None:
+        older, newer = one.older_version.to_bytes(4, "big"), one.newer_version.to_bytes(4, "big")
+        self.put(b"o" + one.older + one.newer + older + newer, u64(one.seq))
+        self.put(b"w" + one.newer + one.older + newer + older, u64(one.seq))
 
     def put_namespace(self, namespace: Namespace) -> None:
         row = pack(namespace)

@@ -43,8 +43,8 @@ class Turn:
     """Answers exactly once; whatever comes later is dropped."""
 
     __slots__ = (
-        "appended", "call_id", "cancel", "finished", "long", "mapped", "mappings", "on_end", "peer", "size", "started", "stats",
-        "syscall", "timer", "waits",
+        "after", "also", "appended", "call_id", "cancel", "finished", "long", "mapped", "mappings", "on_end", "peer", "size",
+        "started", "stats", "syscall", "timer", "waits",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, call_id: int, syscall: Syscall, stats: Any) -> None:
@@ -58,6 +58,10 @@ class Turn:
         """A record of this call is on its way: from here on its outcome may be unknown."""
         self.long = False
         """Counted by its connection among the calls that run as tasks."""
+        self.after: Callable[[], None] | None = None
+        """Called when it is over, however it ended."""
+        self.also: dict[str, Any] = {}
+        """What its answer says beside what its record does."""
         self.size = 0
         """Bytes of the request, as its connection counts them."""
         self.mappings = 0
@@ -110,5 +114,7 @@ class Turn:
             self.timer = None
         if self.on_end is not None and not self.appended:
             self.on_end()
+        if self.after is not None:
+            self.after()
         self.stats.add(time.perf_counter_ns() - self.started, error)
         self.peer.done(self.call_id)

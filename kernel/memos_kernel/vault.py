@@ -334,6 +334,17 @@ class Vault:
         self.keep((cube.cube_id, version), opened)
         return opened
 
+    def private(self, view: View, cube: Cube, version: int) -> Private | None:
+        """The private part of a version alone; None when it was erased, or when there is none."""
+        opened = self.cached(cube.cube_id, version)
+        if opened is not None:
+            return opened.private
+        found = view.version(cube, version)
+        try:
+            return None if found is None else self.open_private(*found)
+        except MemShredded:
+            return None
+
     def keep(self, key: tuple[bytes, int], opened: Opened) -> None:
         """Remember a decrypted version."""
         if opened.size > limits.DECODED_CACHE_BYTES // 16:

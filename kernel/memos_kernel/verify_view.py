@@ -39,8 +39,8 @@ RESTORE: Final = (
 REPAIR: Final = "Run `memctl check --repair`: it makes the view again from the log."
 KINDS: Final = {
     b"c": "cube", b"v": "version", b"n": "namespace", b"l": "listing", b"s": "past state", b"d": "lineage", b"g": "fork",
-    b"f": "fusion", b"e": "expiry", b"k": "key slot", b"r": "request id", b"x": "erasure", b"p": "pin", b"a": "adapter",
-    b"m": "meta",
+    b"f": "fusion", b"o": "supersession", b"w": "superseding", b"e": "expiry", b"k": "key slot", b"r": "request id",
+    b"x": "erasure", b"p": "pin", b"a": "adapter", b"m": "meta",
 }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _made_at(tables: Tables, key: bytes, value: bytes) -> int:
             return decode_version(value)[0].seq
         case b"n":
             return decode_namespace(value).created_seq
-        case b"r":
+        case b"r" | b"o" | b"w":
             return int.from_bytes(value, "big")
         case b"x":
             return int.from_bytes(key[1:], "big")

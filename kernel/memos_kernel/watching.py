@@ -1,6 +1,6 @@
 """mem_watch: the log as its reader may see it, from an offset on, for as long as somebody listens.
 
-Every event passes the same check as a read; an event that ends many lives, or erases many cubes, is told cube by cube.
+Every event passes the same check as a read; an event about many cubes (ended, outdated, erased) is told cube by cube.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from memos_syscalls import limits
 from memos_syscalls.table import BY_NUMBER
 
 from .eventlog.base import records
-from .events import EXPIRED, MERGED, PINNED, SHREDDED, STATE_CHANGED, UNMERGED, WRITTEN, Event, Record
+from .events import EXPIRED, MERGED, PINNED, SHREDDED, STATE_CHANGED, SUPERSEDED, UNMERGED, WRITTEN, Event, Record
 from .governance import Access, text_id
 from .longreads import Breath
 from .turn import Turn
@@ -35,11 +35,11 @@ def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[st
             namespace = item["namespace"] = event.fields[1]
         case "cubes.shredded" if event.fields[0] is not None:
             namespace = item["namespace"] = event.fields[0]
-        case _ if event.name in (WRITTEN, STATE_CHANGED, PINNED, EXPIRED, MERGED, UNMERGED, SHREDDED):
+        case _ if event.name in (WRITTEN, STATE_CHANGED, PINNED, EXPIRED, MERGED, UNMERGED, SUPERSEDED, SHREDDED):
             first: Any = event.fields[0]
             if event.name == SHREDDED:
                 first = event.fields[1][0]
-            elif event.name == EXPIRED:
+            elif event.name in (EXPIRED, SUPERSEDED):
                 first = first[0][0]
             cube = access.view.cube(first)
             if cube is None:
@@ -48,6 +48,8 @@ def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[st
             item |= {"cube_id": text_id(first), "namespace": namespace}
             if event.name in (WRITTEN, STATE_CHANGED, PINNED, UNMERGED):
                 item["version"] = event.fields[1]
+            if event.name == SUPERSEDED:
+                item["version"] = event.fields[0][0][1]
             if event.name == STATE_CHANGED:
                 item["state"] = event.fields[2]
             if event.name == PINNED:
@@ -63,7 +65,7 @@ def _seen(kernel: Kernel, access: Access, event: Event, request: Any) -> dict[st
 def _single(record: Record) -> Iterator[Event]:
     """Events with one cube each: a tick that ends many lives is told cube by cube."""
     for event in record.events:
-        if event.name == EXPIRED:
+        if event.name in (EXPIRED, SUPERSEDED):
             for pair in event.fields[0]:
                 yield event._replace(fields=[[pair]])
         elif event.name == SHREDDED and event.fields[0] is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from . import crypto
 from .events import Slot
 from .private import args_hash
 from .state import cube_id_of
+from .supersession import Checked
 from .turn import Turn
 from .vault import Vault
 
@@ -22,7 +24,9 @@ from .vault import Vault
 class Write:
     """A mutating call on its way to a decision."""
 
-    __slots__ = ("_hash", "args", "contents", "mac", "product", "request", "reserved", "slot", "turn")
+    __slots__ = (
+        "_hash", "args", "check_again", "checked", "contents", "mac", "product", "request", "reserved", "slot", "turn",
+    )  # fmt: skip
 
     def __init__(self, turn: Turn, request: Any, args: dict[str, Any]) -> None:
         self.turn = turn
@@ -38,6 +42,10 @@ class Write:
         """The same, when it was taken for this call."""
         self.product: Any = None
         """What a job made for this call."""
+        self.checked: Checked | None = None
+        """What a check for conflicts found, for a call that asked for one."""
+        self.check_again: Callable[[], None] = lambda: None
+        """Called instead of deciding when what was found has changed meanwhile."""
         self._hash: bytes | None = None
 
     def made(self, turn: Turn, product: Any) -> Write:

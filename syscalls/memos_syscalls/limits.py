@@ -69,6 +69,8 @@ NOTE_CHARS_MAX: Final = 2048
 REQUEST_ID_CHARS_MAX: Final = 256
 PARENTS_MAX: Final = 1024
 EMBEDDING_DIMS_MAX: Final = 4096
+CHECK_BYTES_MAX: Final = 64 * KIB
+"""Longer texts are not looked at for conflicts: they are documents, not facts."""
 TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
 PRIORITY_MAX: Final = 100
 
@@ -80,6 +82,7 @@ LIST_ITEMS_DEFAULT: Final = 100
 LIST_ITEMS_MAX: Final = 1000
 SEARCH_HITS_DEFAULT: Final = 10
 SEARCH_HITS_MAX: Final = 1000
+BUDGET_TOKENS_MAX: Final = 10_000_000
 HIT_BYTES_MAX: Final = 64 * KIB
 """Bytes of a content that a hit carries."""
 QUERY_CHARS_MAX: Final = 16 * KIB

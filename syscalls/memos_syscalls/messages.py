@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
@@ -132,6 +132,25 @@ class Mutated(Reply):
     offset: int = Field(description="Offset of the record in the log.")
 
 
+class AllocatedItem(Reply):
+    cube_id: str
+    version: int
+
+
+class WrittenReply(Mutated):
+    """What a new content answers. The lists are there when a check for conflicts was asked for and found something."""
+
+    duplicates: list[AllocatedItem] = Field(
+        default_factory=lambda: list[AllocatedItem](), description="Cubes that say the same already."
+    )
+    supersedes: list[AllocatedItem] = Field(
+        default_factory=lambda: list[AllocatedItem](), description="Cubes whose fact this one outdates."
+    )
+    superseded_by: list[AllocatedItem] = Field(
+        default_factory=lambda: list[AllocatedItem](), description="Cubes whose fact is newer than this one, by event time."
+    )
+
+
 class CubeHeader(Reply):
     """The header of one version: descriptive, governance and behavioural groups."""
 
@@ -165,6 +184,13 @@ class CubeHeader(Reply):
     pinned: bool = Field(False, description="Its payload stays in the upper tiers.")
     recipe: dict[str, Any] | None = Field(None, description="How a derived cube was made.")
     forked_from: dict[str, Any] | None = Field(None, description="Source cube_id and version of a fork.")
+    supersedes: list[dict[str, Any]] = Field(
+        default_factory=list[dict[str, Any]], description="Older facts that this version outdates: cube_id and version."
+    )
+    superseded_by: list[dict[str, Any]] = Field(
+        default_factory=list[dict[str, Any]],
+        description="Newer facts that outdate this version, each from its valid_from on: cube_id and version.",
+    )
     merged_into: str | None = Field(None, description="The fused cube that stands for this one.")
     has_embedding: bool = Field(False, description="The caller supplied a vector.")
 
@@ -220,12 +246,28 @@ class NewCube(HeaderFields):
         return self
 
 
+Check = Literal["conflict"]
+CHECK: Any = Field(
+    None,
+    description="conflict: first look for cubes of this namespace, and below, that say the same or the opposite. Texts over "
+    f"{limits.CHECK_BYTES_MAX} bytes are not looked at. Which fact is newer is recorded; nothing is refused or deleted.",
+)
+
+
+def _is_text(item: NewCube | MemWrite) -> bool:
+    """Whether a new cube or version has a content, and that is text."""
+    if isinstance(item, NewCube) and item.form != "plaintext":
+        return False
+    return isinstance(item.content, str) or (item.fd is not None and item.encoding != "bytes")
+
+
 class MemAlloc(NewCube, Mutation):
     """Make a cube. An adapter is checked against the model that it is for before it is kept."""
 
     model: ModelName | None = Field(
         None, description="With form parametric: which of the kernel's models the adapter is for; the first one if absent."
     )
+    check: Check | None = CHECK
 
     @model_validator(mode="after")
     def _tensors(self) -> MemAlloc:
@@ -235,6 +277,8 @@ class MemAlloc(NewCube, Mutation):
             raise ValueError("an adapter is bytes: give content as bytes, or fd with encoding bytes")
         if self.form == "parametric" and self.embedding is not None:
             raise ValueError("an adapter has no embedding")
+        if self.check is not None and not _is_text(self):
+            raise ValueError("check looks for conflicts between texts")
         return self
 
 
@@ -248,11 +292,6 @@ class MemAllocMany(Mutation):
         if any(item.form != "plaintext" for item in self.items):
             raise ValueError("adapters are made one by one, with mem_alloc")
         return self
-
-
-class AllocatedItem(Reply):
-    cube_id: str
-    version: int
 
 
 class MemAllocManyReply(Reply):
@@ -324,18 +363,27 @@ class MemWrite(HeaderFields, CubeMutation):
         None, description="Larger content, as in mem_alloc."
     )
     encoding: Literal["text", "bytes"] | None = None
+    check: Check | None = CHECK
 
     @model_validator(mode="after")
     def _some_change(self) -> MemWrite:
         if self.content is not None and self.fd is not None:
             raise ValueError("give content or fd, not both")
-        if not (self.model_fields_set - {"cube_id", "request_id", "expect_version", "deadline_ms", "actor_note", "encoding"}):
+        beside = {"cube_id", "request_id", "expect_version", "deadline_ms", "actor_note", "encoding", "check"}
+        if not (self.model_fields_set - beside):
             raise ValueError("a write changes the content or at least one header field")
+        if self.check is not None and not _is_text(self):
+            raise ValueError("check goes with a new content that is text")
         return self
 
 
 class MemFree(CubeMutation):
     """End a cube's life: it becomes `expired`, a tombstone whose past stays readable."""
+
+
+SearchStage = Literal["neighbours", "dense", "tokens", "signs", "names", "recency"]
+SEARCH_STAGES: Final[tuple[SearchStage, ...]] = get_args(SearchStage)
+"""Stages of mem_search's ranking that can be left out."""
 
 
 class MemSearch(Past):
@@ -352,6 +400,12 @@ class MemSearch(Past):
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     explain: bool = Field(False, description="Say for each hit which retriever found it, at which rank, and why.")
     query_embedding: Embedding | None = Field(None, description="The query's vector, if the caller has it.")
+    budget_tokens: Annotated[int, Field(ge=1, le=limits.BUDGET_TOKENS_MAX)] | None = Field(
+        None, description="Of the k best hits those that fit into so many tokens together (estimated), best first."
+    )
+    without: Annotated[list[SearchStage], Field(max_length=len(SEARCH_STAGES))] | None = Field(
+        None, description="Stages of the ranking to leave out, to see what each is good for."
+    )
 
 
 class SearchHit(Reply):
@@ -370,6 +424,7 @@ class MemSearchReply(Reply):
 
     hits: list[SearchHit]
     partial: bool = Field(False, description="The dense index lags; vectors of newer cubes were not considered.")
+    tokens: int | None = Field(None, description="With budget_tokens: how many tokens the hits have together, estimated.")
 
     def __iter__(self) -> Iterator[SearchHit]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         return iter(self.hits)
@@ -476,7 +531,7 @@ class MemCompose(Mutation):
 
 
 FuseStrategy = Literal[
-    "dedupe", "merge", "timeline", "kv",
+    "dedupe", "merge", "timeline", "summarise", "auto", "kv",
     "linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "distil",
 ]  # fmt: skip
 
@@ -487,6 +542,8 @@ class MemFuse(Mutation):
     cube_ids: Annotated[list[CubeId], Field(min_length=1, max_length=limits.FUSE_SOURCES_MAX)]
     strategy: FuseStrategy = Field(
         description="dedupe: every distinct statement once; merge: the same, each with its source; timeline: by event time; "
+        "summarise: the statements that say most, within a budget, shortened by a model if there is one; "
+        "auto: dedupe, timeline or merge, by rule; "
         "kv: KV caches into one, keys rotated to their new places and a share of the tokens computed again; "
         "linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune: adapters into one, as peft merges them; "
         "distil: adapters and texts into one adapter, trained anew on all their texts."
@@ -494,7 +551,9 @@ class MemFuse(Mutation):
     namespace: Namespace | None = Field(None, description="Where the fused cube lives; the first source's namespace if absent.")
     params: dict[str, Any] | None = Field(
         None,
-        description="name: name of the fused cube; with kv also recompute: share of tokens, 0 to 1; of adapters weights: one "
+        description="name: name of the fused cube; with summarise budget_tokens, or ratio: share of the sources' tokens (0.5), "
+        "and model: which one shortens, none for no model; with summarise and auto min_kept: share of the questions that the "
+        "sources answer which the fused text must answer; with kv recompute: share of tokens, 0 to 1; of adapters weights: one "
         "number each, density: share that ties, dare and prune keep, seed, rank; with distil those of mem_migrate.",
     )
 

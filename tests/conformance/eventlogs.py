@@ -38,7 +38,7 @@ from memos_syscalls.errors import MemError
 CANARY = "zyzzyva-canary"
 NAMES = {
     "genesis", "epoch.opened", "checkpoint", "cube.allocated", "cube.written", "cube.state_changed", "cube.pinned",
-    "cubes.expired", "cube.merged", "cube.unmerged", "namespace.forked", "cubes.shredded", "log.moved",
+    "cubes.expired", "cube.merged", "cube.unmerged", "cube.superseded", "namespace.forked", "cubes.shredded", "log.moved",
 }  # fmt: skip
 """Written into logs that must stay readable: a name may be added here, none may go or change."""
 

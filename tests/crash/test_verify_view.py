@@ -57,6 +57,8 @@ def rich() -> Iterator[Inside]:
         b = k("mem_alloc", namespace="a", content="y", parents=[a])["cube_id"]
         c, d = (k("mem_alloc", namespace="a", content=text)["cube_id"] for text in "cd")
         k("mem_fuse", cube_ids=[c, d], strategy="merge")
+        for place in ("Rome", "Oslo"):
+            k("mem_alloc", namespace="a", content=f"I live in {place}.", check="conflict")
         k("mem_freeze", cube_id=b)
         k("mem_pin", cube_id=b)
         k("mem_fork", namespace="a", to="b")

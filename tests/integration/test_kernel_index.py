@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from tests.inside import Inside
 
-from memos_drivers.embed.client import ModelInfo, Priority
+from memos_drivers.embed.client import Encoded, ModelInfo, Priority
 from memos_drivers.plaintext.index import PlaintextIndex
+from memos_drivers.plaintext.latent import WIDTH, Tokens
 from memos_drivers.stores.base import INDEX, PAYLOAD, Batch
 from memos_kernel import effects as effects_module
 from memos_kernel import segments as segments_module
@@ -34,13 +36,24 @@ class Embedder:
         self.error: Exception | None = None
 
     async def embed(self, texts: Sequence[str], priority: Priority = Priority.DOCUMENT) -> Any:
+        return np.stack([one.vector for one in await self.encode(texts, priority)])
+
+    async def encode(self, texts: Sequence[str], priority: Priority = Priority.DOCUMENT) -> list[Encoded]:
         await asyncio.sleep(0)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
         self.info = ModelInfo("four", 4, "f")
         self.texts += texts
-        return np.asarray([[1.0, len(text), 0.5, 0.25] for text in texts], np.float32)
+        return [Encoded(np.asarray([1.0, len(text), 0.5, 0.25], np.float32), self.tokens(text)) for text in texts]
+
+    @staticmethod
+    def tokens(text: str) -> Tokens:
+        """One for each word, that says which letter it begins with."""
+        words = list(re.finditer(r"\w+", text.lower()))
+        rows = np.zeros((len(words), WIDTH), np.int8)
+        rows[range(len(words)), [ord(word.group()[0]) % WIDTH for word in words]] = 127
+        return Tokens(rows, [(word.start(), word.end()) for word in words])
 
     async def close(self) -> None:
         """Nothing runs."""
@@ -385,3 +398,64 @@ def test_the_queue_holds_a_bounded_amount_and_counts_it_exactly(k: Inside, monke
     k.settle()
     assert effects._held_bytes == 0
     assert len(ids(k("mem_search", query="beagle", k=50))) == 40
+
+
+def test_tokens_are_kept_encrypted_and_go_with_their_cube(k: Inside) -> None:
+    with_embedder(k, Embedder())
+    made = [k("mem_alloc", namespace="a", content=text)["cube_id"] for text in ("zebra day", "apple day", "quiet day")]
+    fork = k("mem_fork", namespace="a", to="b")["cubes"]
+    until(k, lambda: len(rows(k, b"t")) >= 3)
+
+    def tokens(query: str, namespace: str = "a") -> dict[str, float]:
+        hits = k("mem_search", query=query, namespace=namespace, explain=True)["hits"]
+        return {hit["content"]: hit["why"].get("tokens", 0.0) for hit in hits}
+
+    for again in (k.settle, k.reopen):
+        again()
+        if k.kernel.effects.embed is None:
+            with_embedder(k, Embedder())
+            k.settle()
+        found = tokens("zebra")
+        assert found["zebra day"] > 0.99 and found["apple day"] == 0
+        assert fork == 3 and tokens("zebra", "b")["zebra day"] > 0.99, "a fork reads the tokens of its source"
+        hits = k("mem_search", query="zebra", namespace="a", explain=True, without=["tokens"])["hits"]
+        assert hits and not any("tokens" in hit["why"] for hit in hits)
+    store = k.kernel.effects._segments.tokens
+    held = bytes(store._rows.get(rows(k, b"t")[0]))
+    assert bytes(30) not in held, "rows of zeros and one peak would show through"
+    k("mem_shred", cube_id=made[0])
+    k.settle()
+    assert not [key for key in rows(k, b"t") if key[1:17].hex() == made[0].replace("-", "")]
+    assert not [key for key, _version in store._cached if key.hex() == made[0].replace("-", "")]
+    assert "zebra day" not in tokens("zebra")
+
+
+def test_a_budget_takes_the_best_that_fit(k: Inside) -> None:
+    for text in ("dog " * 2, "dog " * 400, "dog " * 4):
+        k("mem_alloc", namespace="a", content=text)
+    k.settle()
+    answer = k("mem_search", query="dog", namespace="a", budget_tokens=20)
+    assert sorted(len(hit["content"]) for hit in answer["hits"]) == [8, 16] and answer["tokens"] == 6
+    nothing = k("mem_search", query="dog", namespace="a", budget_tokens=1)
+    assert nothing["hits"] == [] and nothing["tokens"] == 0
+    assert "tokens" not in k("mem_search", query="dog", namespace="a")
+
+
+def test_what_is_outdated_stands_behind_what_outdates_it_and_before_it_in_the_past(k: Inside) -> None:
+    old = k("mem_alloc", namespace="a", content="I live in Rome.", check="conflict")
+    for n in range(5):
+        k("mem_alloc", namespace="a", content=f"Somebody else may live in Rome, number {n}.")
+    new = k("mem_alloc", namespace="a", content="I just moved to Oslo!", check="conflict")
+    k.settle()
+
+    def order(**args: Any) -> list[str]:
+        hits = k("mem_search", query="live in Rome", namespace="a", **args)["hits"]
+        return [hit["cube_id"] for hit in hits]
+
+    now = order(k=10)
+    assert now.index(new["cube_id"]) == now.index(old["cube_id"]) - 1, "though none of its words was asked for"
+    assert new["cube_id"] in order(k=1) or old["cube_id"] not in order(k=1)
+    hit = next(hit for hit in k("mem_search", query="live in Rome", namespace="a")["hits"] if hit["cube_id"] == old["cube_id"])
+    assert hit["header"]["superseded_by"][0]["cube_id"] == new["cube_id"]
+    before = order(at_offset=new["offset"] - 1)
+    assert old["cube_id"] in before and new["cube_id"] not in before

@@ -31,7 +31,7 @@ CLIENT_MAY_IMPORT = {
 
 PURE = (
     *sorted(path.stem for path in PACKAGES["memos_kernel"].glob("decide*.py")),
-    "reducer", "governance", "lifecycle", "state", "events", "header", "answers", "private", "upcast",
+    "reducer", "governance", "lifecycle", "state", "events", "header", "answers", "private", "supersession", "upcast",
 )  # fmt: skip
 PURE_MAY_USE = {*PURE, "crypto", "chain"}
 """Of the kernel's modules; the two others are pure but for a signing key that they are given."""
@@ -99,6 +99,7 @@ LOADED = "import {module}, sys; print(*sorted({{n.partition('.')[0] for n in sys
     [
         ("memos_kernel.__main__", {"torch", "onnxruntime", "transformers", "tokenizers", "memos_client", "memos_tools"}),
         ("memos_client", {"rocksdict", "torch", "numpy", "cryptography", "memos_kernel", "memos_drivers", "memos_tools"}),
+        ("memos_client", {"dateparser"}),
         ("memos_syscalls.table", {"memos_kernel", "memos_client", "memos_drivers", "numpy", "cryptography"}),
     ],
 )

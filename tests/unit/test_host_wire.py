@@ -13,7 +13,6 @@ from memos_drivers.host import wire
 from memos_drivers.host.ring import Ring
 from memos_syscalls.errors import MemTooLarge
 
-
 # What the tests pass around: a file of their own, so that no other thread's descriptors are counted with it.
 PASSED = os.memfd_create("passed")
 

@@ -13,7 +13,7 @@ from memos_kernel import events as ev
 from memos_kernel.eventlog.base import records
 from memos_kernel.events import Damaged, Event, Record
 from memos_kernel.reducer import RULES, apply, derived_id
-from memos_kernel.state import Cube, Tables
+from memos_kernel.state import Cube, Superseded, Tables
 
 A, B, F = b"a" * 16, b"b" * 16, b"f" * 16
 PRIVATE = [b"i" * 16, b"ciphertext"]
@@ -63,6 +63,8 @@ def test_every_event_has_exactly_one_rule() -> None:
         ("a state of nothing", Event(ev.STATE_CHANGED, 1, [B, 1, "frozen", "freeze", None])),
         ("the end of nothing", Event(ev.EXPIRED, 1, [[[B, 1]]])),
         ("a merger of nothing", Event(ev.MERGED, 1, [A, [[B, 1]]])),
+        ("a fact of nothing outdated", Event(ev.SUPERSEDED, 1, [[[B, 1, A, 1]]])),
+        ("a version outdated that is none", Event(ev.SUPERSEDED, 1, [[[A, 2, A, 1]]])),
         ("an undone merger of nothing", Event(ev.UNMERGED, 1, [A, 1, [B], None])),
     ],
 )
@@ -125,6 +127,24 @@ def test_mergers_are_undone_for_the_sources_that_are_named() -> None:
     apply(tables, record(3, Event(ev.UNMERGED, 1, [F, 1, [A, B], None])))
     assert [cube(tables, one).state for one in (A, B, F)] == ["activated", "activated", "expired"]
     assert list(tables.merged(F)) == [] and cube(tables, A).merged_into is None
+
+
+def test_what_supersedes_what_is_found_from_both_ends() -> None:
+    tables = world(record(0, allocated(A)), record(1, allocated(B), Event(ev.SUPERSEDED, 1, [[[A, 1, B, 1]]])))
+    apply(tables, record(2, written(B, 2), Event(ev.SUPERSEDED, 1, [[[A, 1, B, 2]]])))
+    pairs = [Superseded(A, 1, B, 1, 1), Superseded(A, 1, B, 2, 2)]
+    assert list(tables.superseding(A)) == pairs == list(tables.supersedes(B))
+    assert list(tables.superseding(B)) == [] == list(tables.supersedes(A))
+
+
+def test_a_fork_takes_pairs_along_whose_cubes_it_takes_along() -> None:
+    tables = world(record(0, allocated(A)), record(1, allocated(B), Event(ev.SUPERSEDED, 1, [[[A, 1, B, 1]]])),
+                   record(2, written(B, 2), Event(ev.SUPERSEDED, 1, [[[A, 1, B, 2]]])))  # fmt: skip
+    apply(tables, record(3, Event(ev.FORKED, 1, ["n", "both", 1, 2, b"h" * 32])))
+    apply(tables, record(4, Event(ev.FORKED, 1, ["n", "one", 0, 1, b"h" * 32])))
+    older, newer = tables.cubes_in("both")
+    assert list(tables.superseding(older)) == [Superseded(older, 1, newer, 1, 3)], "as it was then"
+    assert [list(tables.superseding(one)) for one in tables.cubes_in("one")] == [[]]
 
 
 def test_an_erasure_keeps_rows_and_frees_sources() -> None:

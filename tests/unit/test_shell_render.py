@@ -21,6 +21,7 @@ HEADER: dict[str, Any] = {
 }  # fmt: skip
 REPLIES: dict[type[BaseModel], dict[str, Any]] = {
     m.Mutated: {"cube_id": ID, "version": 2, "offset": 9},
+    m.WrittenReply: {"cube_id": ID, "version": 2, "offset": 9, "supersedes": [{"cube_id": ID, "version": 1}]},
     m.StateReply: {"cube_id": ID, "version": 2, "offset": 9, "state": "frozen"},
     m.MemReadReply: {**HEADER, "content": "two\nlines [bold]", "header": HEADER},
     m.MemStatReply: {"header": HEADER},
