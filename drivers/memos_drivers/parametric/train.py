@@ -20,7 +20,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
@@ -34,6 +34,7 @@ from memos_drivers.parametric.facts import Fact
 from memos_drivers.parametric.forms import Form, Negative
 from memos_drivers.parametric.probes import Limits, Prompts, Reader, examine, refusal
 from memos_drivers.parametric.teacher import FREELY, Row, Student, Taught, Words, batches, form_row, negative_row, teach
+from memos_drivers.parametric.usual import Closed, Usual
 from memos_syscalls.errors import MemInvalid, MemLowQuality, MemModel
 
 Progress = Callable[[float, str], None]
@@ -77,6 +78,8 @@ class Spec(NamedTuple):
     layers: tuple[float, float] = (0.067, 0.6)
     """From which share of the depth to which."""
     aimed: bool = True
+    floor: float = 0.0
+    """How strong an input's direction must be in usual text to be closed, as a multiple of the mean; 0 closes none."""
     min_facts: int = 1
     repeat: bool = True
     """Whether facts that fail are dropped, and the rest is trained again."""
@@ -116,8 +119,10 @@ def targets_of(model: Any, spec: Spec) -> list[tuple[str, torch.nn.Linear]]:
 class Trained:
     """A and B of each module while they are trained."""
 
-    def __init__(self, student: Student, spec: Spec) -> None:
+    def __init__(self, student: Student, spec: Spec, closed: Mapping[str, Closed] | None = None) -> None:
         self._model: Any = student.model
+        self.closed = dict(closed or {})
+        """Where A = A' · M; A' is what the optimiser moves."""
         self.linears = targets_of(student.model, spec)
         made = torch.Generator().manual_seed(spec.seed)
         self.modules: Modules = {}
@@ -127,10 +132,38 @@ class Trained:
             second = torch.zeros((linear.out_features, spec.rank))
             self.modules[name] = (first.to(student.device).requires_grad_(), second.to(student.device).requires_grad_())
         self._adapter = Adapter(self.modules, spec.alpha)
+        self._free = {name: a.detach().clone() for name, (a, _b) in self.modules.items()}
 
     @property
     def parameters(self) -> list[torch.Tensor]:
+        """A and B of each module, as they act."""
         return [tensor for pair in self.modules.values() for tensor in pair]
+
+    @property
+    def moved(self) -> list[torch.Tensor]:
+        """What the optimiser moves: A' in place of A."""
+        return [tensor for name, (_a, b) in self.modules.items() for tensor in (self._free[name], b)]
+
+    @torch.no_grad()
+    def start(self, name: str, rows: torch.Tensor, scale: float) -> None:
+        first = self._free[name]
+        if name in self.closed:
+            self.closed[name].scale = scale
+        first[: len(rows)] = rows * first.norm(dim=1).mean()
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Gradients of A to those of A'."""
+        for name, (a, _b) in self.modules.items():
+            assert a.grad is not None
+            self._free[name].grad = self.closed[name](a.grad) if name in self.closed else a.grad
+            a.grad = None
+
+    @torch.no_grad()
+    def push(self) -> None:
+        """A as A' has it now."""
+        for name, (a, _b) in self.modules.items():
+            a.copy_(self.closed[name](self._free[name]) if name in self.closed else self._free[name])
 
     def acting(self) -> AbstractContextManager[None]:
         return applied(self._model, [(self._adapter, 1.0)])
@@ -263,6 +296,7 @@ class Aim:
         self._handles: list[Any] = []
         self._starts = {name: torch.randn((a.shape[1], 2), generator=self._made) for name, (a, _b) in trained.modules.items()}
         self.found: dict[str, list[torch.Tensor]] = {name: [] for name in trained.modules}
+        self.size: dict[str, list[float]] = {name: [0.0, 0.0] for name in trained.modules}
 
     def watch(self) -> None:
         for name, linear in self._trained.linears:
@@ -288,6 +322,11 @@ class Aim:
     def _note(self, name: str, came: torch.Tensor, slope: torch.Tensor) -> None:
         """The two strongest right singular vectors of slopeᵀ·came, by power iteration."""
         both = self._starts[name].to(came)
+        if (closed := self._trained.closed.get(name)) is not None:
+            left = closed(came)
+            self.size[name][0] += float(came.square().sum())
+            self.size[name][1] += float(left.square().sum())
+            came = left
         for _ in range(4):
             both = torch.linalg.qr(came.T @ (slope @ (slope.T @ (came @ both))))[0]
         self.found[name].append(both.T)
@@ -298,7 +337,9 @@ class Aim:
             if not self.found[name]:
                 continue
             basis = torch.linalg.svd(torch.cat(self.found[name]), full_matrices=False)[2][: first.shape[0]]
-            first[: basis.shape[0]] = basis * first.norm(dim=1).mean()
+            whole, left = self.size[name]
+            self._trained.start(name, basis, math.sqrt(whole / left) if left else 1.0)
+        self._trained.push()
 
 
 def aimed(student: Student, trained: Trained, stock: Material, spec: Spec) -> Generator[None, None, None]:
@@ -376,10 +417,12 @@ def fit(
     plan: Sequence[tuple[list[int], list[int]]],
     spec: Spec,
     progress: Callable[[float, str], None],
+    closed: Mapping[str, Closed] | None = None,
 ) -> Generator[None, None, tuple[Trained, int]]:
     """Train, and say after how many steps."""
-    trained = Trained(student, spec)
-    optimizer = torch.optim.AdamW(trained.parameters, lr=spec.rate, betas=(0.9, spec.beta), weight_decay=0.0, foreach=True)
+    trained = Trained(student, spec, closed)
+    trained.push()
+    optimizer = torch.optim.AdamW(trained.moved, lr=spec.rate, betas=(0.9, spec.beta), weight_decay=0.0, foreach=True)
     if spec.aimed:
         yield from aimed(student, trained, stock, spec)
     mean = [0.0, 0.0, 0.0]
@@ -399,9 +442,11 @@ def fit(
             raise MemLowQuality(f"training diverged at step {step}", "Train again with a lower rate.")
         for group in optimizer.param_groups:
             group["lr"] = _rate(spec, step, len(plan)) * (1 - 0.9 * max(0, step - found) / spec.last)
-        torch.nn.utils.clip_grad_norm_(trained.parameters, spec.clip)
+        trained.pull()
+        torch.nn.utils.clip_grad_norm_(trained.moved, spec.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        trained.push()
         mean = total if not step else [0.9 * a + 0.1 * b for a, b in zip(mean, total, strict=True)]
         if found == len(plan) and step >= spec.warm and mean[0] < spec.known:
             found = step
@@ -458,6 +503,17 @@ def distil(
     return Distilled(modules, spec.alpha, spec.rank, scores, learnt, dropped, asked, seconds, steps)
 
 
+def watched(steps: Generator[None, None, list[Taught]], usual: Usual) -> Generator[None, None, list[Taught]]:
+    """The same steps, while inputs are sampled; not between them, where others use the model."""
+    while True:
+        try:
+            with usual.watching():
+                next(steps)
+        except StopIteration as end:
+            return cast(list[Taught], end.value)
+        yield
+
+
 def learn(
     student: Student, facts: Sequence[Fact], spec: Spec, written: Sequence[Form], progress: Progress
 ) -> Generator[None, None, tuple[Modules, int]]:
@@ -467,11 +523,17 @@ def learn(
     stock = material(words, facts, [*rule.forms_of(facts, spec.seed), *written], rule.negatives_of(facts, spec.seed))
     plan = planned(stock, spec)
     used = sorted({n for _positives, some in plan for n in some})
-    made = yield from teach(
-        student, [stock.negatives[n] for n in used], lambda share: progress(0.1 * share, "asking the base model")
-    )
+    rows = [stock.negatives[n] for n in used]
+    usual = Usual(targets_of(student.model, spec), sum(len(row.ids) + row.more for row in rows), spec.seed)
+    asked = teach(student, rows, lambda share: progress(0.1 * share, "asking the base model"))
+    if spec.floor:
+        asked = watched(asked, usual)
+    made = yield from asked
     taught = dict(zip(used, made, strict=True))
     seconds = time.perf_counter() - began
     progress(0.1, f"{len(stock.positives)} forms, {len(used)} of {len(stock.negatives)} negatives, asked in {seconds:.0f} s")
-    trained, steps = yield from fit(student, stock, taught, plan, spec, lambda share, said: progress(0.1 + 0.8 * share, said))
+    closed = usual.closed(spec.floor) if spec.floor else {}
+    trained, steps = yield from fit(
+        student, stock, taught, plan, spec, lambda share, said: progress(0.1 + 0.8 * share, said), closed
+    )
     return {name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in trained.modules.items()}, steps
