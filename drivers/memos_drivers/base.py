@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .plaintext.fuse_text import FusedText, Source
+from .plaintext.fuse_text import FusedText
 from .plaintext.index import PlaintextIndex
 
 
@@ -14,8 +14,8 @@ class Driver:
     """One form. A deterministic strategy can be run again from the recipe, with the same bytes as result."""
 
     form: str
-    strategies: Mapping[str, Callable[[Sequence[Source]], FusedText]] = field(default_factory=dict)
-    """Fusions that need no model."""
+    strategies: Mapping[str, Callable[..., FusedText]] = field(default_factory=dict)
+    """Fusions that need no model: of sources, and of settings by their names."""
     deterministic: frozenset[str] = frozenset()
     index: Callable[[], PlaintextIndex] | None = None
     captures: Mapping[str, str] = field(default_factory=dict)

@@ -283,6 +283,8 @@ class _Walk:
             case ev.UNMERGED:
                 yield f[0], "fusion undone", f[1]
                 yield from ((one, f"back from {text_id(f[0])}", None) for one in f[2])
+            case ev.SUPERSEDED:
+                yield from ((older, f"superseded by {text_id(newer)}", at) for older, at, newer, _then in f[0])
             case ev.FORKED:
                 yield from self._copied(record, event)
             case ev.SHREDDED:

@@ -19,10 +19,14 @@ from rich.console import Console
 from .bench_calls import alloc, mixed, read
 from .bench_disk import replays, start
 from .bench_measure import Measured
-from .bench_search import locomo, search
+from .bench_recall import CUTS, kernel_for, measure
+from .bench_search import search
+from .bench_sets import LOADERS, files_of
 from .render import Rows, print_blocks, to_json
 
 Workload = Callable[[argparse.Namespace], list[Measured]]
+DATA = Path("../shared/data")
+"""Where sets of evaluation data lie by convention: beside the repository, never in it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,17 +55,33 @@ def parser() -> argparse.ArgumentParser:
     c = add("search", lambda a: search(a.dir, a.cubes, a.queries), "mem_search over many cubes, vectors given")
     c.add_argument("--cubes", type=int, default=100_000, help="cubes with vectors (default: 100000)")
     c.add_argument("--queries", type=int, default=300, help="queries of each kind (default: 300)")
-    c = add("locomo", _locomo, "evidence recall in LoCoMo conversations, with the kernel's own embedder")
-    c.add_argument("files", type=Path, nargs="+", metavar="FILE", help="conversations in LoCoMo's format")
-    c.add_argument("--embedder", default="minilm", help="the kernel's --embedder (default: minilm)")
-    c.add_argument("--wait-s", type=float, default=1800, help="longest wait for the vectors (default: 1800)")
+    for name, text in (
+        ("locomo", "evidence recall in LoCoMo conversations, with the kernel's own embedder"),
+        ("longmemeval", "evidence recall in pooled LongMemEval sessions, and whether what is current is found first"),
+    ):
+        c = add(name, _recall, text)
+        c.add_argument("files", type=Path, nargs="*", metavar="FILE", help="files in that format (default: those in --data)")
+        c.add_argument("--data", type=Path, default=DATA, help=f"folder with {name}/{LOADERS[name][0]} (default: {DATA})")
+        c.add_argument("--socket", type=Path, help="measure this running kernel, which keeps the cubes; not one of its own")
+        c.add_argument("--ablate", action="store_true", help="also with stages of the search left out")
+        c.add_argument("--embedder", default="minilm", help="the kernel's --embedder (default: minilm)")
+        c.add_argument("--wait-s", type=float, default=1800, help="longest wait for the vectors (default: 1800)")
     c = add("mixed", lambda a: mixed(a.dir, a.seconds), "mem_read beside 64 writers and a hostile client")
     c.add_argument("--seconds", type=float, default=10, help="seconds under each load (default: 10)")
     return p
 
 
-def _locomo(a: argparse.Namespace) -> list[Measured]:
-    return locomo(a.dir, a.files, a.wait_s, ("--embedder", a.embedder))
+def _recall(a: argparse.Namespace) -> list[Measured]:
+    files: list[Path] = a.files or files_of(a.workload, a.data)
+    if not files:
+        raise SystemExit(f"memctl: no {LOADERS[a.workload][0]} in {a.data}; name the files, or their folder with --data")
+    try:
+        recall_set = LOADERS[a.workload][1](files)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        names = ", ".join(str(file) for file in files)
+        raise SystemExit(f"memctl: {names}: not all in the format of {a.workload} ({error!r}); name other files") from error
+    with kernel_for(a.dir, a.socket, ("--embedder", a.embedder)) as kernel:
+        return measure(kernel, recall_set, a.wait_s, a.ablate)
 
 
 def machine() -> dict[str, Any]:
@@ -86,6 +106,14 @@ def _shown(row: Measured) -> tuple[str, ...]:
     return row.name, str(row.count), number(row.p50_us), number(row.p95_us), number(row.p99_us), number(row.per_s), more
 
 
+def _recalled(row: Measured) -> tuple[str, ...]:
+    found = row.more
+    low, high = found.get("interval_10", (None, None))
+    shares = [f"{found[f'at_{cut}']:.3f}" for cut in CUTS]
+    span = "" if low is None else f"{low:.3f}–{high:.3f}"
+    return row.name, str(row.count), *shares[:2], span, *shares[2:], str(found["tokens_10"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The `memctl bench` command; returns its exit status."""
     arguments = parser().parse_args(argv)
@@ -94,5 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(to_json({"workload": arguments.workload, "machine": machine(), "rows": [row.to_json() for row in rows]}))
     else:
         columns = ("what", "count", "p50 µs", "p95 µs", "p99 µs", "per s", "")
-        print_blocks(Console(), [Rows(columns, [_shown(row) for row in rows])])
+        recalled = [row for row in rows if "at_10" in row.more]
+        blocks = [Rows(columns, [_shown(row) for row in rows if row not in recalled])]
+        if recalled:
+            shares = ("recall", "questions", "@5", "@10", "95 % of @10", "@20", "@50", "tokens @10")
+            blocks.append(Rows(shares, [_recalled(row) for row in recalled]))
+        print_blocks(Console(), blocks)
     return 0

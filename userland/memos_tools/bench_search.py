@@ -1,24 +1,16 @@
-"""Benchmarks of search: latency over many cubes, and recall of evidence in LoCoMo conversations.
+"""Benchmark of search: latency over many cubes. What it finds is measured by `bench_recall`.
 
-The latency corpus is made up: words by Zipf's law with a head of stop words, vectors in clusters, so that word lists are
+The corpus is made up: words by Zipf's law with a head of stop words, vectors in clusters, so that word lists are
 as long and neighbours as crowded as in real text. Vectors are handed in, so no model's time is measured.
-
-Recall takes turns as the unit and only questions with evidence; ids that name no turn are left out. It is retrieval
-only: whether an answer can be made from the hits is another question.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import time
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from memos_client import Kernel
-from memos_client.ingest import ingest
 
 from .bench_measure import NO_MODEL, Measured, build, latencies, private, rate, settle
 
@@ -30,8 +22,6 @@ STOP_WORDS: Final = 60
 BATCH: Final = 256
 NAMESPACES: Final = 100
 SEED: Final = 20261123
-CUTS: Final = (5, 10, 20, 50)
-_IDS: Final = re.compile(r"[;\s,]+")
 
 
 class Corpus:
@@ -115,66 +105,3 @@ def _queries(kernel: Kernel, corpus: Corpus, name: str, mode: Any, namespace: st
             samples.append(time.perf_counter_ns() - began)
             hits += len(reply)
     return latencies(f"mem_search {name}", samples, hits=round(hits / count, 2))
-
-
-# -- recall ------------------------------------------------------------------------------------------------------------
-
-
-def evidence_of(question: dict[str, Any], turns: frozenset[str]) -> frozenset[str]:
-    """The turns that a question's evidence names."""
-    named = question.get("evidence") or []
-    return frozenset(turn for text in named for turn in _IDS.split(str(text)) if turn in turns)
-
-
-def locomo(parent: Path | None, files: Sequence[Path], wait_s: float, args: Sequence[str]) -> list[Measured]:
-    """Evidence recall at 5, 10, 20 and 50: overall, by conversation, by category."""
-    with private(parent, ("--log-level", "error", *args)) as kernel:
-        began = time.perf_counter()
-        turns = 0
-        for file in files:
-            turns += ingest(kernel, file, "locomo", f"locomo/{file.stem}").turns
-        rows = [rate("ingest", turns, time.perf_counter() - began)]
-        waited = settle(kernel, "dense", kernel.sys_info().head_offset, wait_s)
-        rows.append(Measured("vectors ready after the ingest", turns, more={"seconds": round(waited, 1)}))
-        recalls: dict[str, list[list[float]]] = defaultdict(list)
-        samples: list[int] = []
-        for file in files:
-            _ask(kernel, file, recalls, samples)
-    rows.append(latencies("mem_search k=50, vector of the question included", samples))
-    for name in sorted(recalls, key=lambda n: (n != "all", n)):
-        of_name = recalls[name]
-        means = [round(sum(column) / len(of_name), 4) for column in zip(*of_name, strict=True)]
-        rows.append(
-            Measured(
-                f"recall, {name}", len(of_name), more={f"at_{cut}": mean for cut, mean in zip(CUTS, means, strict=True)}
-            )
-        )
-    return rows
-
-
-def _ask(kernel: Kernel, file: Path, recalls: dict[str, list[list[float]]], samples: list[int]) -> None:
-    namespace = f"locomo/{file.stem}"
-    names = _names(kernel, namespace)
-    known = frozenset(names.values())
-    for question in json.loads(file.read_bytes())["qa"]:
-        wanted = evidence_of(question, known)
-        if not wanted:
-            continue
-        began = time.perf_counter_ns()
-        hits = kernel.mem_search(question["question"], namespace=namespace, k=max(CUTS))
-        samples.append(time.perf_counter_ns() - began)
-        found = [names[hit.cube_id] for hit in hits]
-        recall = [len(wanted & set(found[:cut])) / len(wanted) for cut in CUTS]
-        for name in ("all", f"conversation {file.stem}", f"category {question.get('category')}"):
-            recalls[name].append(recall)
-
-
-def _names(kernel: Kernel, namespace: str) -> dict[str, str]:
-    """Cube id → the turn's id in the file."""
-    names: dict[str, str] = {}
-    cursor: str | None = None
-    while True:
-        page = kernel.mem_list(namespace=namespace, limit=1000, cursor=cursor)
-        names |= {cube.cube_id: cube.name or "" for cube in page}
-        if (cursor := page.next_cursor) is None:
-            return names

@@ -46,6 +46,7 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     ev.EXPIRED: ("cubes",),
     ev.MERGED: ("fused_id", "sources"),
     ev.UNMERGED: ("fused_id", "fused_version", "sources", "slot"),
+    ev.SUPERSEDED: ("superseded",),
     ev.FORKED: ("source", "target", "at_seq", "cubes", "args_hash"),
     ev.SHREDDED: ("target_namespace", "cubes", "rebuilt", "args_hash"),
     ev.MOVED: ("home_id",),
@@ -82,6 +83,8 @@ def _public(event: str, name: str, value: Any) -> Any:
             return [f"{text_id(source)}@{version} {'context' if role else 'content'}" for source, version, role in value]
         case "rebuilt":
             return [f"{text_id(old)} as {text_id(new)}" for old, new in value]
+        case "superseded":
+            return [f"{text_id(older)}@{at} by {text_id(newer)}@{then}" for older, at, newer, then in value]
         case "cubes" | "sources":
             return [text_id(one) if isinstance(one, bytes) else f"{text_id(one[0])}@{one[1]}" for one in value]
         case _:
@@ -104,6 +107,8 @@ def targets(event: ev.Event) -> str:
             return f"{len(f[1])} into {text_id(f[0])}"
         case ev.UNMERGED:
             return f"{len(f[2])} out of {text_id(f[0])}"
+        case ev.SUPERSEDED:
+            return " ".join(f"{text_id(older)} by {text_id(newer)}" for older, _at, newer, _then in f[0])
         case ev.FORKED:
             return f"{f[0]} to {f[1]} as of {f[2]}, {f[3]} cubes"
         case ev.SHREDDED:

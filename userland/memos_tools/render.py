@@ -238,6 +238,12 @@ def _mutated(reply: m.Mutated) -> Line:
     return Line(f"{reply.cube_id} v{reply.version} at offset {reply.offset}", "green")
 
 
+def _written(reply: m.WrittenReply) -> list[Block]:
+    found = (("says the same as", reply.duplicates), ("supersedes", reply.supersedes), ("superseded by", reply.superseded_by))
+    said = [f"  {how} {one.cube_id} v{one.version}" for how, items in found for one in items]
+    return [_mutated(reply), *(Line(line, "yellow") for line in said)]
+
+
 def _state(reply: m.StateReply) -> list[Block]:
     return [Line(f"{reply.cube_id} v{reply.version} {reply.state} at offset {reply.offset}", STATE_STYLES.get(reply.state, ""))]
 
@@ -284,6 +290,7 @@ _RENDERERS: Final[dict[type[m.Reply], Callable[[Any], list[Block]]]] = {
     m.MemMapReply: _map,
     m.SysVerifyReply: _verify,
     m.StateReply: _state,
+    m.WrittenReply: _written,
     m.Mutated: lambda reply: [_mutated(reply)],
     m.MemInferReply: _infer,
     m.MemInferItem: lambda item: [Line(item.text or "-")],
