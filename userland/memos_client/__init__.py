@@ -84,11 +84,13 @@ from memos_syscalls.messages import (
 from ._calls import AsyncStream, Stream
 from ._session import open_map
 from .aio import AsyncKernel
+from .reading.endpoint import Endpoint
 from .sync import Kernel
 
 __all__ = [
     "Kernel",
     "AsyncKernel",
+    "Endpoint",
     "Stream",
     "AsyncStream",
     "open_map",

@@ -523,13 +523,16 @@ def learn(
     stock = material(words, facts, [*rule.forms_of(facts, spec.seed), *written], rule.negatives_of(facts, spec.seed))
     plan = planned(stock, spec)
     used = sorted({n for _positives, some in plan for n in some})
-    rows = [stock.negatives[n] for n in used]
-    usual = Usual(targets_of(student.model, spec), sum(len(row.ids) + row.more for row in rows), spec.seed)
-    asked = teach(student, rows, lambda share: progress(0.1 * share, "asking the base model"))
-    if spec.floor:
-        asked = watched(asked, usual)
-    made = yield from asked
-    taught = dict(zip(used, made, strict=True))
+    usual = Usual(targets_of(student.model, spec), spec.seed)
+    taught: dict[int, Taught] = {}
+    # Prompts about nothing in particular are few, and half of what is usual.
+    for free in (True, False):
+        numbers = [n for n in used if (stock.negatives[n].more == FREELY) is free]
+        rows = [stock.negatives[n] for n in numbers]
+        usual.expect(sum(len(row.ids) + row.more for row in rows))
+        asked = teach(student, rows, lambda share: progress(0.1 * share, "asking the base model"))
+        made = yield from (watched(asked, usual) if spec.floor else asked)
+        taught.update(zip(numbers, made, strict=True))
     seconds = time.perf_counter() - began
     progress(0.1, f"{len(stock.positives)} forms, {len(used)} of {len(stock.negatives)} negatives, asked in {seconds:.0f} s")
     closed = usual.closed(spec.floor) if spec.floor else {}

@@ -38,14 +38,17 @@ class Closed:
 class Usual:
     """Inputs of linear layers, sampled while the base runs over text that must stay."""
 
-    def __init__(self, linears: Sequence[tuple[str, torch.nn.Linear]], expected: int, seed: int) -> None:
-        """`expected` is how many tokens will be seen."""
+    def __init__(self, linears: Sequence[tuple[str, torch.nn.Linear]], seed: int) -> None:
         self._linears = linears
-        self._share = min(1.0, SAMPLES_MAX / max(1, expected))
+        self._share = 1.0
         self._made = torch.Generator().manual_seed(seed)
         self._seen: dict[str, list[torch.Tensor]] = {name: [] for name, _linear in linears}
         self._same: dict[str, str] = {}
         self._now: tuple[Any, str, torch.Tensor] | None = None
+
+    def expect(self, tokens: int) -> None:
+        """So many tokens come next; half of all that is kept is taken from among them."""
+        self._share = min(1.0, SAMPLES_MAX / 2 / max(1, tokens))
 
     @contextmanager
     def watching(self) -> Iterator[None]:
