@@ -50,7 +50,7 @@ class Spec(NamedTuple):
 
     rank: int = 16
     alpha: float = 32.0
-    rate: float = 1e-3
+    rate: float = 2e-3
     beta: float = 0.99
     steps: int = 0
     """At most; 0 is by the number of facts."""
@@ -60,11 +60,11 @@ class Spec(NamedTuple):
     known: float = 0.25
     """Nats an answer, a mean over the last steps, at which they are. A form is mostly new when it is drawn."""
     positives: int = 9
-    negatives: tuple[tuple[str, int], ...] = (("template", 3), ("other", 4), ("neighbour", 3), ("same subject", 2), ("free", 3))
+    negatives: tuple[tuple[str, int], ...] = (("template", 3), ("other", 4), ("neighbour", 3), ("same subject", 2), ("free", 4))
     """Rows of a step."""
-    chat: float = 0.45
+    chat: float = 0.6
     """Of the steps."""
-    weight: float = 8.0
+    weight: float = 20.0
     rising: float = 0.5
     """KL's mean weight, and the share of it that it begins with: first the facts, then what they leave alone."""
     free: float = 2.5
@@ -78,7 +78,7 @@ class Spec(NamedTuple):
     layers: tuple[float, float] = (0.067, 0.6)
     """From which share of the depth to which."""
     aimed: bool = True
-    floor: float = 0.0
+    floor: float = 0.1
     """How strong an input's direction must be in usual text to be closed, as a multiple of the mean; 0 closes none."""
     min_facts: int = 1
     repeat: bool = True
@@ -86,7 +86,7 @@ class Spec(NamedTuple):
     limits: Limits = Limits()
 
     def steps_for(self, facts: int) -> int:
-        return self.steps or 60 + 7 * facts
+        return self.steps or 60 + 10 * facts
 
 
 class Distilled(NamedTuple):
