@@ -171,6 +171,8 @@ class EventLogSuite(abc.ABC):
         fused = k("mem_fuse", ALICE, cube_ids=made[1:3], strategy="merge")["cube_id"]
         note()
         k("mem_unfuse", ALICE, cube_id=fused)
+        for content in ("I live in Rome.", "I just moved to Oslo!"):
+            k("mem_alloc", ALICE, namespace="alice/homes", content=content, check="conflict")
         note()
         k.reopen()
         note()

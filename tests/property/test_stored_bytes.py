@@ -45,6 +45,8 @@ def log() -> Log:
         fused = k("mem_fuse", cube_ids=[b, c], strategy="merge")["cube_id"]
         k("mem_unfuse", cube_id=fused)
         k("mem_fork", namespace="alice", to="copy")
+        for content in ("I live in Rome.", "I just moved to Oslo!"):
+            k("mem_alloc", namespace="bob", content=content, check="conflict")
         receipt = k("mem_shred", cube_id=c)["report"]["receipt"]
         k.clock.advance(6)  # type: ignore[attr-defined]  # pyright: ignore
         k.tick()
