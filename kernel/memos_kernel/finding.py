@@ -161,7 +161,7 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     effects = kernel.effects
     await effects.wait_lexical(max(turn.peer.last_write, 0) if effects.loaded else kernel.opened_at)
     await effects.wait_lexical_briefly(kernel.durable.seq)
-    without = frozenset(request.without or ())
+    without: frozenset[str] = frozenset(request.without or ())
     names = effects.index.speakers(scopes) if "names" not in without else frozenset[str]()
     asked = await ask(kernel, request, names)
     if asked.vector is not None:

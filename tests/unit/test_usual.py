@@ -71,4 +71,4 @@ def test_nothing_is_watched_afterwards_not_even_behind_an_error() -> None:
     usual = Usual(linears, 0)
     with pytest.raises(RuntimeError), usual.watching():
         raise RuntimeError("a job is cancelled")
-    assert not any(linear._forward_pre_hooks for _name, linear in linears)
+    assert not any(linear._forward_pre_hooks for _name, linear in linears)  # pyright: ignore[reportPrivateUsage]

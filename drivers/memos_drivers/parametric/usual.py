@@ -12,7 +12,7 @@ changes elsewhere; editing in the null space of usual keys (AlphaEdit, arXiv:241
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -51,7 +51,7 @@ class Usual:
         self._share = min(1.0, SAMPLES_MAX / 2 / max(1, tokens))
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> Generator[None, None, None]:
         handles = [linear.register_forward_pre_hook(self._hook(name)) for name, linear in self._linears]
         try:
             yield
