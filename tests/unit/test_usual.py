@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.steps import done
 
 from memos_drivers.parametric.usual import SAMPLES_MAX, Closed, Usual
 
@@ -22,7 +23,7 @@ def seen(linears: Layers, rows: torch.Tensor, other: torch.Tensor, seed: int = 0
         # q and k are given the same tensor, as in attention; o another one.
         for name, given in (("q", rows), ("k", rows), ("o", other)):
             by_name[name](given)
-    return usual.closed(0.1)
+    return done(usual.closed(0.1))
 
 
 def test_usual_directions_are_nearly_closed_and_others_stay_whole() -> None:
@@ -64,6 +65,15 @@ def test_the_same_text_and_seed_close_the_same_and_samples_are_bounded() -> None
         linears[0][1](rows)
     kept = sum(len(some) for some in usual._seen["k"])  # pyright: ignore[reportPrivateUsage]
     assert 0.3 * SAMPLES_MAX < kept < 0.7 * SAMPLES_MAX
+
+
+def test_there_is_a_pause_behind_every_decomposition() -> None:
+    linears = layers()
+    usual = Usual(linears, 0)
+    with usual.watching():
+        for _name, linear in linears:
+            linear(torch.randn((20, 12)))
+    assert len(list(usual.closed(0.1))) == len(linears), "one for each that saw an input of its own"
 
 
 def test_nothing_is_watched_afterwards_not_even_behind_an_error() -> None:

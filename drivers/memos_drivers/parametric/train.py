@@ -144,6 +144,11 @@ class Trained:
         """What the optimiser moves: A' in place of A."""
         return [tensor for name, (_a, b) in self.modules.items() for tensor in (self._free[name], b)]
 
+    def through(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of a module's inputs, or of A', times its M."""
+        closed = self.closed.get(name)
+        return rows if closed is None else closed(rows)
+
     @torch.no_grad()
     def start(self, name: str, rows: torch.Tensor, scale: float) -> None:
         first = self._free[name]
@@ -156,14 +161,14 @@ class Trained:
         """Gradients of A to those of A'."""
         for name, (a, _b) in self.modules.items():
             assert a.grad is not None
-            self._free[name].grad = self.closed[name](a.grad) if name in self.closed else a.grad
+            self._free[name].grad = self.through(name, a.grad)
             a.grad = None
 
     @torch.no_grad()
     def push(self) -> None:
         """A as A' has it now."""
         for name, (a, _b) in self.modules.items():
-            a.copy_(self.closed[name](self._free[name]) if name in self.closed else self._free[name])
+            a.copy_(self.through(name, self._free[name]))
 
     def acting(self) -> AbstractContextManager[None]:
         return applied(self._model, [(self._adapter, 1.0)])
@@ -322,11 +327,10 @@ class Aim:
     def _note(self, name: str, came: torch.Tensor, slope: torch.Tensor) -> None:
         """The two strongest right singular vectors of slopeᵀ·came, by power iteration."""
         both = self._starts[name].to(came)
-        if (closed := self._trained.closed.get(name)) is not None:
-            left = closed(came)
-            self.size[name][0] += float(came.square().sum())
-            self.size[name][1] += float(left.square().sum())
-            came = left
+        left = self._trained.through(name, came)
+        self.size[name][0] += float(came.square().sum())
+        self.size[name][1] += float(left.square().sum())
+        came = left
         for _ in range(4):
             both = torch.linalg.qr(came.T @ (slope @ (slope.T @ (came @ both))))[0]
         self.found[name].append(both.T)
@@ -535,7 +539,7 @@ def learn(
         taught.update(zip(numbers, made, strict=True))
     seconds = time.perf_counter() - began
     progress(0.1, f"{len(stock.positives)} forms, {len(used)} of {len(stock.negatives)} negatives, asked in {seconds:.0f} s")
-    closed = usual.closed(spec.floor) if spec.floor else {}
+    closed = (yield from usual.closed(spec.floor)) if spec.floor else {}
     trained, steps = yield from fit(
         student, stock, taught, plan, spec, lambda share, said: progress(0.1 + 0.8 * share, said), closed
     )

@@ -74,18 +74,22 @@ class Usual:
 
         return hook
 
-    @torch.no_grad()
-    def closed(self, floor: float) -> dict[str, Closed]:
+    def closed(self, floor: float) -> Generator[None, None, dict[str, Closed]]:
+        """M of each layer; yields behind every decomposition, since others wait for the thread meanwhile."""
         found: dict[str, Closed] = {}
         for name, _linear in self._linears:
-            if name in self._same:
-                continue
-            rows = torch.cat(self._seen[name])
-            rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-6) * rows.shape[1] ** 0.5
-            strong, directions = torch.linalg.eigh(rows.T @ rows / len(rows))
-            kept = strong > 1e-4
-            strong, directions = strong[kept], directions[:, kept]
-            found[name] = Closed(directions, 1 - (1 + strong / floor).rsqrt())
+            if name not in self._same:
+                found[name] = _closed(torch.cat(self._seen[name]), floor)
+                yield
         for name, same in self._same.items():
             found[name] = Closed(found[same].directions, found[same].taken)
         return found
+
+
+@torch.no_grad()
+def _closed(rows: torch.Tensor, floor: float) -> Closed:
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-6) * rows.shape[1] ** 0.5
+    strong, directions = torch.linalg.eigh(rows.T @ rows / len(rows))
+    kept = strong > 1e-4
+    strong, directions = strong[kept], directions[:, kept]
+    return Closed(directions, 1 - (1 + strong / floor).rsqrt())
