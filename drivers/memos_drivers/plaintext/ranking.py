@@ -3,7 +3,8 @@
     score = z(B) + z(M) + 0.8 · first person - 0.8 · only asks;  for the best of these  + 0.7 · z(X) + 0.7 · z(Y)
 
 - B, BM25: a term counts in a document once, and a share of it for each neighbour that has it. A question about a turn is often
-  worded like the turn before it. How long a document is counts with its neighbours, too.
+  worded like the turn before it. How long a document is counts with its neighbours, too. The name of a speaker counts twice, and
+  not for neighbours.
 - M, the cosine of the query with the sum of a document's vector and shares of its neighbours'.
 - X and Y, late interaction of the query's tokens with a document's own, and with its own and those of four beside it.
 - Shares fall with distance, and with the length of both: what is long stands for itself.
@@ -120,8 +121,7 @@ def smoothed(terms: Sequence[Term], candidates: NDArray[np.intp], near: Beside, 
     for term in terms:
         has[term.postings] = 1
         often = has[candidates]
-        if term.spreads:
-            often = often + np.einsum("ij,ij->i", has[around], share)
+        often = often + (np.einsum("ij,ij->i", has[around], share) if term.spreads else often)
         scores += np.float32(term.idf * (K1 + 1)) * often / (often + norm)
         has[term.postings] = 0
     return scores
