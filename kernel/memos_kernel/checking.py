@@ -27,11 +27,12 @@ from memos_syscalls import limits
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemCanceled, MemConflict, MemError
 
-from . import lifecycle
 from .commit import damaged
 from .events import Damaged
+from .finding import visible
 from .governance import Access
 from .longreads import LongReads
+from .reads import present
 from .state import Cube, View
 from .supersession import Checked, Of, named
 
@@ -134,7 +135,11 @@ class Checks:
                 vector = (await effects.embed.embed([text[:QUERY_CHARS]], Priority.QUERY))[0]
             except MemError as error:
                 log_.info("a check for conflicts goes by words alone: %s", error)
-        candidate = _candidate(view, Access(view, write.turn.peer.caller), new, kernel.clock.now())
+        readable = visible(view, Access(view, write.turn.peer.caller), present(kernel), form="plaintext")
+
+        def candidate(cube_id: bytes, version: int) -> bool:
+            return cube_id != new.cube_id and readable(cube_id, version)
+
         queries = [SearchQuery(text=text[:QUERY_CHARS], vector=vector, k=CANDIDATES, scopes=[new.namespace])]
         queries += [
             SearchQuery(text=words, k=CANDIDATES, mode="lexical", scopes=[new.namespace])
@@ -189,19 +194,6 @@ class Checks:
                 since = _written(view, cube, version) if since is None else since
                 (older if since <= new.since else newer).append((cube_id, version))
         return Checked(tuple(older), tuple(newer), tuple(duplicates))
-
-
-def _candidate(view: View, access: Access, new: New, now: int) -> Callable[[bytes, int], bool]:
-    """Whether a version is a live text that the caller may read."""
-
-    def passes(cube_id: bytes, version: int) -> bool:
-        cube = view.cube(cube_id)
-        if cube is None or cube_id == new.cube_id or cube.form != "plaintext" or version != cube.version:
-            return False
-        live = lifecycle.effective(cube.state, cube.expires_at, now) in lifecycle.SEARCHABLE
-        return live and access.sees(cube.namespace)
-
-    return passes
 
 
 def _written(view: View, cube: Cube, version: int) -> int:

@@ -9,7 +9,7 @@ Rule 3. A decision holds plaintext; `seal` turns it into ciphertext. Nothing els
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from memos_syscalls import limits
@@ -169,6 +169,12 @@ def decide_alloc_many(tables: Tables, call: Call) -> Decision:
     return Decision(
         [_alloc(access, call, item, content) for item, content in zip(call.request.items, call.contents, strict=True)]
     )
+
+
+def several(cubes: Sequence[Any]) -> None:
+    """Refuse to fuse what needs no fusing."""
+    if len(cubes) < 2:
+        raise MemInvalid("fusing takes at least two cubes")
 
 
 def live_cube(access: Access, text: str, now: int, action: str = "use") -> Cube:

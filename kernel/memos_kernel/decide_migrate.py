@@ -98,8 +98,7 @@ def _target(tables: Tables, call: Call, product: Product) -> Cube:
     if cube is None:
         raise MemNotFound(f"no cube {text_id(product.target)}")
     state = lifecycle.effective(cube.state, cube.expires_at, call.now)
-    if "write" not in lifecycle.TRANSITIONS[state]:
-        raise lifecycle.refusal(text_id(product.target), state, "write")
+    lifecycle.require(text_id(product.target), state, "write")
     if cube.version != product.target_version:
         raise MemConflict(f"cube {text_id(product.target)} got version {cube.version} while the job ran", "Ask for it again.")
     return cube
@@ -131,8 +130,8 @@ def decide_product(tables: Tables, call: Call) -> Decision:
     if product.merged:
         for source_id, _at in product.merged:
             source = tables.cube(source_id)
-            if source is not None and "merge" not in lifecycle.TRANSITIONS[source.state]:
-                raise lifecycle.refusal(text_id(source_id), source.state, "merge")
+            if source is not None:
+                lifecycle.require(text_id(source_id), source.state, "merge")
         drafts.append(Draft(ev.MERGED, [cube_id, [list(one) for one in product.merged]]))
     return Decision(drafts)
 

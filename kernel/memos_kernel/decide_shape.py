@@ -11,7 +11,7 @@ from memos_syscalls.errors import MemExists, MemInvalid, MemTooLarge
 
 from . import events as ev
 from . import lifecycle
-from .decide import Call, Decision, Draft, live_cube, new_cube, version_of
+from .decide import Call, Decision, Draft, live_cube, new_cube, several, version_of
 from .decide_migrate import Fusion, check_sources, decide_product, still_readable
 from .governance import Access, hidden, text_id
 from .private import Private
@@ -148,11 +148,9 @@ def decide_fuse(strategies: dict[str, Strategy]) -> Callable[[Tables, Call], Dec
             return decide_product(tables, call)
         access, request = Access(tables, call.caller), call.request
         cubes = distinct(access, call, request.cube_ids)
-        if len(cubes) < 2:
-            raise MemInvalid("fusing takes at least two cubes")
+        several(cubes)
         for cube in cubes:
-            if "merge" not in lifecycle.TRANSITIONS[cube.state]:
-                raise lifecycle.refusal(text_id(cube.cube_id), cube.state, "merge")
+            lifecycle.require(text_id(cube.cube_id), cube.state, "merge")
         namespace = access.target(request.namespace or cubes[0].namespace)
         if isinstance(product := call.product, Fusion):
             check_sources(tables, access, call, product.sources)

@@ -24,7 +24,7 @@ from memos_syscalls import messages as m
 from memos_syscalls.errors import MemAgain, MemInvalid, MemTooLarge
 
 from .attach import stale
-from .decide import live, live_cube
+from .decide import live, live_cube, several
 from .governance import Access, text_id
 from .jobs import Job, still_there
 from .products import (
@@ -108,8 +108,7 @@ def fuse_anew(kernel: Kernel, write: Write) -> None:
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= limits.NAME_CHARS_MAX):
         raise MemInvalid(f"name is a text of at most {limits.NAME_CHARS_MAX} characters")
     params = params_of(Params, given)
-    if len(write.request.cube_ids) < 2:
-        raise MemInvalid("fusing takes at least two cubes")
+    several(write.request.cube_ids)
     submit(kernel, write, "fuse", lambda job: _distil(kernel, write, job, params, fusion=Fusion(name)), wait=True)
 
 

@@ -41,15 +41,17 @@ if TYPE_CHECKING:
 log_ = logging.getLogger("memos.index")
 
 
-def visible(view: View, access: Access, point: Point, request: Any) -> Callable[[bytes, int], bool]:
+def visible(
+    view: View, access: Access, point: Point, *, form: str | None = None, state: str | None = None
+) -> Callable[[bytes, int], bool]:
     """The check of one candidate: rights, form, state and expiry, as of the moment that is asked for."""
-    states = lifecycle.SEARCHABLE if request.state is None else frozenset((request.state,))
+    states = lifecycle.SEARCHABLE if state is None else frozenset((state,))
 
     def check(cube_id: bytes, version: int) -> bool:
         cube = view.cube(cube_id)
         if cube is None or cube.state == lifecycle.SHREDDED or not access.sees(cube.namespace):
             return False
-        if request.form is not None and cube.form != request.form:
+        if form is not None and cube.form != form:
             return False
         if not point.past:
             return version == cube.version and lifecycle.effective(cube.state, cube.expires_at, point.now) in states
@@ -169,18 +171,17 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     view = kernel.frozen_view()
     access = Access(view, turn.peer.caller)
     index = effects.index
-    upto = point.seq if point.past else None
     query = SearchQuery(
         text=request.query, vector=asked.vector, k=request.k, mode=request.mode, scopes=scopes, tags=request.tags or (),
         since=request.since, until=request.until, past=point.past or request.state is not None,
-        upto=upto, explain=request.explain, without=without,
+        upto=point.upto, explain=request.explain, without=without,
         tokens=asked.tokens, tokens_of=effects.tokens_of(view),
     )  # fmt: skip
-    check = visible(view, access, point, request)
+    check = visible(view, access, point, form=request.form, state=request.state)
 
     def newer(cube_id: bytes, version: int) -> bytes | None:
         cube = view.cube(cube_id)
-        return None if cube is None else superseded(view, kernel.vault.private, cube, version, point.now, upto)
+        return None if cube is None else superseded(view, kernel.vault.private, cube, version, point.now, point.upto)
 
     def now(cube_id: bytes) -> int | None:
         cube = view.cube(cube_id)
@@ -224,7 +225,7 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
         head = header(
             view, cube, opened.version, opened.private, state=view.state_at(cube, point.seq) if point.past else cube.state,
             now=point.now, owner=kernel.owner(cube.namespace),
-        ) | shown(view, cube, hit.version, point.now, upto)  # fmt: skip
+        ) | shown(view, cube, hit.version, point.now, point.upto)  # fmt: skip
         item: dict[str, Any] = {
             "cube_id": text_id(hit.cube_id), "version": hit.version, "score": float(hit.score), "namespace": cube.namespace,
             "content": content, "header": head,

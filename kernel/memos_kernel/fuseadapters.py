@@ -21,6 +21,7 @@ from memos_syscalls import limits
 from memos_syscalls.errors import MemInvalid, MemModel
 
 from .attach import Wanted, adapter_part, payload_bytes
+from .decide import several
 from .decide_migrate import Product
 from .distil import LAYOUT
 from .governance import Access, text_id
@@ -52,8 +53,7 @@ class FuseParams(BaseModel):
 
 def fuse_adapters(kernel: Kernel, write: Write) -> None:
     params, count = params_of(FuseParams, write.request.params), len(write.request.cube_ids)
-    if count < 2:
-        raise MemInvalid("fusing takes at least two cubes")
+    several(write.request.cube_ids)
     if params.weights is not None and len(params.weights) != count:
         raise MemInvalid(f"{count} cubes are named, and {len(params.weights)} weights", "Give one weight for each cube.")
     if params.weights is not None and not any(params.weights):

@@ -12,6 +12,7 @@ from memos_syscalls.errors import MemInvalid, MemModel
 
 from .attach import cache_part, caches_of, payload_bytes
 from .capture import LAYOUT
+from .decide import several
 from .decide_migrate import Product
 from .governance import Access, text_id
 from .jobs import Job, still_there
@@ -37,8 +38,7 @@ class FuseParams(BaseModel):
 
 def fuse_caches(kernel: Kernel, write: Write) -> None:
     params = params_of(FuseParams, write.request.params)
-    if len(write.request.cube_ids) < 2:
-        raise MemInvalid("fusing takes at least two cubes")
+    several(write.request.cube_ids)
     submit(kernel, write, "fuse", lambda job: _fuse(kernel, write, job, params), wait=True)
 
 

@@ -26,14 +26,14 @@ from memos_syscalls import limits
 from memos_syscalls.errors import MemError, MemInvalid, MemLowQuality, MemTooLarge
 
 from . import lifecycle
-from .decide import live_cube
+from .decide import live_cube, several
 from .decide_migrate import Fusion
 from .decide_shape import fused_bytes
 from .governance import Access, text_id
 from .infer import reads_of
 from .jobs import Job, still_there
 from .products import distinct, of_the_present, params_of, record, submit
-from .sources import member, opened_at
+from .sources import opened_at, texts_of
 from .state import Cube
 from .vault import Vault
 from .writes import Write
@@ -79,8 +79,7 @@ class SummaryParams(AutoParams):
 
 def fuse_texts(kernel: Kernel, write: Write) -> None:
     params = params_of(AutoParams if write.request.strategy == "auto" else SummaryParams, write.request.params)
-    if len(write.request.cube_ids) < 2:
-        raise MemInvalid("fusing takes at least two cubes")
+    several(write.request.cube_ids)
     if isinstance(params, SummaryParams) and params.budget_tokens is not None and params.ratio is not None:
         raise MemInvalid("a summary has budget_tokens or a ratio, not both")
     named = isinstance(params, SummaryParams) and params.model not in (None, BY_RULE)
@@ -97,8 +96,7 @@ async def _fuse(kernel: Kernel, write: Write, job: Job, params: AutoParams) -> d
     access = Access(kernel.frozen_view(), caller)
     cubes = [live_cube(access, text, kernel.clock.now()) for text in request.cube_ids]
     for cube in cubes:
-        if "merge" not in lifecycle.TRANSITIONS[cube.state]:
-            raise lifecycle.refusal(text_id(cube.cube_id), cube.state, "merge")
+        lifecycle.require(text_id(cube.cube_id), cube.state, "merge")
     access.target(request.namespace or cubes[0].namespace)
     job.reads, slots = reads_of(access, [(cube, cube.version) for cube in cubes])
     still_there(kernel, job.reads, slots)
@@ -186,32 +184,21 @@ async def _shorten(
 
 def _read(vault: Vault, access: Access, cubes: list[Cube]) -> tuple[list[Source], list[tuple[bytes, int]]]:
     """The texts, and the members of compositions on the way to them. For a thread."""
+    sources: list[Source] = []
     through: list[tuple[bytes, int]] = []
     size = 0
-
-    def whole(cube: Cube, version: int) -> bytes:
-        nonlocal size
-        opened = opened_at(vault, access, cube, version)
-        if (opened.private.recipe or {}).get("method") != "compose":
-            size += len(opened.content)
-            if size > limits.CAPTURE_BYTES_MAX:
-                raise MemTooLarge(
-                    f"the sources have more than {limits.CAPTURE_BYTES_MAX} bytes", 'Fuse fewer, or with strategy "dedupe".'
-                )
-            return bytes(opened.content)
-        parts: list[bytes] = []
-        for source_id, at, _role in opened.version.lineage:
-            source = member(access, source_id, cube)
-            through.append((source_id, at))
-            parts.append(whole(source, at))
-        return b"\n".join(parts)
-
-    sources: list[Source] = []
     for cube in cubes:
         opened = opened_at(vault, access, cube, cube.version)
         if cube.form != "plaintext" or opened.private.encoding != "text":
             raise MemInvalid(f"cube {text_id(cube.cube_id)} holds no text; only text can be fused so")
-        text = whole(cube, cube.version).decode()
-        private = opened.private
+        found = texts_of(vault, access, cube, cube.version, current=False)
+        size += found.bytes
+        if size > limits.CAPTURE_BYTES_MAX:
+            raise MemTooLarge(
+                f"the sources have more than {limits.CAPTURE_BYTES_MAX} bytes", 'Fuse fewer, or with strategy "dedupe".'
+            )
+        read = [*((leaf.cube.cube_id, leaf.version) for leaf in found.leaves), *found.through]
+        through += [one for one in read if one != (cube.cube_id, cube.version)]
+        text, private = "\n".join(leaf.text for leaf in found.leaves), opened.private
         sources.append(Source(text_id(cube.cube_id), cube.version, text, private.valid_from, private.name, cube.created_time))
     return sources, through

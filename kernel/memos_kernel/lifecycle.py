@@ -51,6 +51,12 @@ def effective(state: str, expires_at: int | None, now: int) -> str:
     return state
 
 
+def require(cube: str, state: str, action: str) -> None:
+    """Refuse an action that is not legal in a state."""
+    if action not in TRANSITIONS[state]:
+        raise refusal(cube, state, action)
+
+
 def refusal(cube: str, state: str, action: str) -> MemError:
     """Why an action is not legal in a state, and what to do."""
     if state == SHREDDED:

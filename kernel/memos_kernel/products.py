@@ -202,8 +202,7 @@ def depth_of(recipes: Sequence[dict[str, Any]], what: str, advice: str | None = 
 def mergeable(kernel: Kernel, access: Access, cube: Cube) -> None:
     """Refuse a derived cube that cannot be merged into another one now."""
     live(cube, kernel.clock.now())
-    if "merge" not in lifecycle.TRANSITIONS[cube.state]:
-        raise lifecycle.refusal(text_id(cube.cube_id), cube.state, "merge")
+    lifecycle.require(text_id(cube.cube_id), cube.state, "merge")
     usable(access, cube)
 
 

@@ -39,6 +39,15 @@ class Point(NamedTuple):
     now: int
     past: bool
 
+    @property
+    def upto(self) -> int | None:
+        """The record after which it reads, for what tells the past from the present by None."""
+        return self.seq if self.past else None
+
+
+def present(kernel: Kernel) -> Point:
+    return Point(kernel.durable.seq, kernel.clock.now(), False)
+
 
 def point_of(kernel: Kernel, request: Any) -> Point:
     """The moment that a request asks for."""
@@ -49,7 +58,7 @@ def point_of(kernel: Kernel, request: Any) -> Point:
     if request.at_time is not None:
         seq = kernel.log.seq_at(min(request.at_time, 2**63 - 1))
         return Point(-1 if seq is None else min(seq, kernel.durable.seq), request.at_time, True)
-    return Point(kernel.durable.seq, kernel.clock.now(), False)
+    return present(kernel)
 
 
 def record_time(kernel: Kernel, seq: int) -> int:
@@ -306,7 +315,7 @@ async def mem_list(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
         if version is None:
             continue
         recorded = view.state_at(cube, point.seq) if point.past and cube.state != lifecycle.SHREDDED else cube.state
-        shown_header = stat_of(kernel, access, Found(cube, version, recorded, point.now, point.seq if point.past else None))
+        shown_header = stat_of(kernel, access, Found(cube, version, recorded, point.now, point.upto))
         state = shown_header["state"]
         if (state != request.state) if request.state is not None else state not in lifecycle.LISTED:
             continue

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from tests import lm
 from tests.activation import BEES, CHESS, KETTLE, Model
 from tests.inside import ADMIN, ALICE, BOB
+from tests.steps import done
 
 from memos_drivers.activation.engine import Begun, Engine, Part
 from memos_drivers.activation.kv import Payload, pack, unpack
@@ -28,14 +29,6 @@ tiny = lm.tiny
 TENANT = "uid:1001"
 MESSAGES = [{"role": "user", "content": "Who keeps bees?"}]
 CPU = torch.device("cpu")
-
-
-def done(steps: Generator[None, None, Any]) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def engine(directory: Path, cache: Path, dtype: str = "float32") -> Engine:

@@ -24,7 +24,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import torch
 import transformers
+from tests.steps import done
 
 from memos_drivers.activation.compose import Chunk, Composed, capture, capture_prefix, changed, compose, lay, repair
 from memos_drivers.activation.forward import Stack, blank, embedded, logits_of, places, prefill, step, taken_apart
@@ -46,14 +47,6 @@ ASKED: Final = 10
 ANSWER: Final = 20
 FEW: Final = (3, 6)
 MANY: Final = (7, 8)
-
-
-def done(work: Generator[None, None, T]) -> T:
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
 
 
 @dataclass

@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+from tests.bench.svg import rule, sheet, text
+
 HOWS: Final = (
     ("full prefill", "#b0413e"), ("cold disk", "#c98b2f"), ("disk", "#d9b44a"), ("host", "#3f7d5a"), ("device", "#2f5d8a"),
 )  # fmt: skip
@@ -27,20 +29,12 @@ def height(seconds: float) -> float:
     return (math.log10(seconds) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def text(x: float, y: float, words: str, *, anchor: str = "middle", size: int = 12) -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="{size}" fill="#333">{words}</text>'
-
-
 def plot(seconds: dict[tuple[int, str], float]) -> str:
     floor = HEIGHT - BOTTOM
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        text(LEFT, 22, TITLE, anchor="start", size=14),
-    ]
+    parts = [text(LEFT, 22, TITLE, size=14)]
     for decade in range(DECADES[0], DECADES[1] + 1):
         y = floor - height(10.0**decade)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 20}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(rule(LEFT, WIDTH - 20, y))
         parts.append(text(LEFT - 8, y + 4, f"{10.0**decade:g} s", anchor="end"))
     span = (WIDTH - LEFT - 20) / len(SIZES)
     for group, tokens in enumerate(SIZES):
@@ -50,15 +44,15 @@ def plot(seconds: dict[tuple[int, str], float]) -> str:
             value = seconds[tokens, how]
             tall = height(value)
             parts.append(f'<rect x="{x:.1f}" y="{floor - tall:.1f}" width="{BAR - 3}" height="{tall:.1f}" fill="{colour}"/>')
-            parts.append(text(x + BAR / 2, floor - tall - 4, f"{value:.2g}", size=10))
+            parts.append(text(x + BAR / 2, floor - tall - 4, f"{value:.2g}", anchor="middle", size=10))
             x += BAR
-        parts.append(text(LEFT + span * (group + 0.5), floor + 18, f"{tokens:,} tokens"))
+        parts.append(text(LEFT + span * (group + 0.5), floor + 18, f"{tokens:,} tokens", anchor="middle"))
     x = float(LEFT)
     for how, colour in HOWS:
         parts.append(f'<rect x="{x}" y="{HEIGHT - 24}" width="12" height="12" fill="{colour}"/>')
-        parts.append(text(x + 17, HEIGHT - 14, how, anchor="start"))
+        parts.append(text(x + 17, HEIGHT - 14, how))
         x += 110
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return sheet(WIDTH, HEIGHT, parts)
 
 
 def read(results: dict[str, Any]) -> dict[tuple[int, str], float]:

@@ -11,34 +11,23 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from tests.steps import done
 
 from memos_drivers.activation.engine import Begun, Engine, Part
 from memos_drivers.activation.kv import unpack
 from memos_drivers.lm import models
 from memos_drivers.lm.sampling import Options
 
-T = TypeVar("T")
 QUESTIONS = Path(__file__).with_name("kv_questions.json")
 TOKENS = 64
 
 
-def run(steps: Generator[None, None, T]) -> T:
-    """A generator's result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-
 def answered(engine: Engine, begun: Begun) -> str:
-    return str(run(engine.answer(begun, Options(), TOKENS, [], lambda _piece: None))["text"])
+    return str(done(engine.answer(begun, Options(), TOKENS, [], lambda _piece: None))["text"])
 
 
 def prompts(count: int) -> list[tuple[str, str]]:
@@ -64,14 +53,14 @@ def main() -> None:
     asked = prompts(options.prompts)
     for text, question in asked:
         messages = [{"role": "user", "content": question}]
-        _sizes, packed = run(engine.capture(None, [text], [], options.stored, lambda _share, _said: None))
+        _sizes, packed = done(engine.capture(None, [text], [], options.stored, lambda _share, _said: None))
         try:
             payload = unpack(packed.fd, engine.device, engine.dtype)
         finally:
             os.close(packed.fd)
         ids = engine.memory_ids([text])
-        attached = run(engine.attach("me", messages, [Part(0, ids, "attached", payload)], 0.0))
-        full = run(engine.attach("me", messages, [Part(0, ids, "prefilled", None)], 0.0))
+        attached = done(engine.attach("me", messages, [Part(0, ids, "attached", payload)], 0.0))
+        full = done(engine.attach("me", messages, [Part(0, ids, "prefilled", None)], 0.0))
         worst = max(worst, float((attached.logits - full.logits).abs().max()))
         top += int(attached.logits.argmax() == full.logits.argmax())
         same += answered(engine, attached) == answered(engine, full)

@@ -21,12 +21,13 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+from tests.steps import done
 
 from memos_drivers.lm.models import load
 from memos_drivers.lm.tokens import TokenLayout
@@ -114,15 +115,6 @@ def bm25(texts: Sequence[str], query: str, count: int = 3) -> list[str]:
 
     order = sorted(range(len(texts)), key=lambda n: (-score(split[n]), n))
     return [texts[n] for n in order[:count]]
-
-
-def done(steps: Generator[None, None, Any]) -> Any:
-    """The result of work that yields."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 class Lab:

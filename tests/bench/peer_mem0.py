@@ -34,18 +34,24 @@ class Given:
         return [self.embed() for _ in texts]
 
 
-def main(directory: str, count: int) -> None:
+def opened(directory: str, dims: int, embedder: Any) -> Any:
+    """A mem0 whose data lie in this directory, with this embedder in place of its own. It talks to nobody."""
     os.environ.update(MEM0_TELEMETRY="False", OPENAI_API_KEY="none", MEM0_DIR=directory)
-    qdrant = {"path": f"{directory}/qdrant", "on_disk": True, "embedding_model_dims": DIMS, "collection_name": "bench"}
+    qdrant = {"path": f"{directory}/qdrant", "on_disk": True, "embedding_model_dims": dims, "collection_name": "bench"}
     memory: Any = importlib.import_module("mem0").Memory.from_config(
         {
             "vector_store": {"provider": "qdrant", "config": qdrant},
             "llm": {"provider": "openai", "config": {"api_key": "none"}},
-            "embedder": {"provider": "openai", "config": {"api_key": "none", "embedding_dims": DIMS}},
+            "embedder": {"provider": "openai", "config": {"api_key": "none", "embedding_dims": dims}},
             "history_db_path": f"{directory}/history.db",
         }
     )
-    memory.embedding_model = Given()
+    memory.embedding_model = embedder
+    return memory
+
+
+def main(directory: str, count: int) -> None:
+    memory = opened(directory, DIMS, Given())
     text = ("Alice's dog is a beagle named Biscuit; she walks him along the river before breakfast. " * 4)[:280]
     for place in range(10):
         memory.add(f"warm {place} {text}"[:300], user_id="bench", infer=False)

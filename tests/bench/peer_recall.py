@@ -111,18 +111,9 @@ class Mem0:
         self._group = group
         if Mem0._memory is not None:
             return
-        os.environ.update(MEM0_TELEMETRY="False", OPENAI_API_KEY="none", MEM0_DIR=str(directory))
-        dims = known.config.embedding_dims
-        store = {"path": str(directory / "qdrant"), "on_disk": True, "embedding_model_dims": dims, "collection_name": "bench"}
-        Mem0._memory = importlib.import_module("mem0").Memory.from_config(
-            {
-                "vector_store": {"provider": "qdrant", "config": store},
-                "llm": {"provider": "openai", "config": {"api_key": "none"}},
-                "embedder": {"provider": "openai", "config": {"api_key": "none", "embedding_dims": dims}},
-                "history_db_path": str(directory / "history.db"),
-            }
-        )
-        Mem0._memory.embedding_model = known
+        # Beside this file, which is a script of the peer's own interpreter.
+        opened = importlib.import_module("peer_mem0").opened
+        Mem0._memory = opened(str(directory), known.config.embedding_dims, known)
 
     def add(self, units: Sequence[Mapping[str, Any]]) -> None:
         for unit in units:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tests.bench.svg import rule, sheet, text
+
 CUTS: Final = (5, 10, 20, 50)
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 440, 56, 330, 44, 44
 TITLE: Final = "Evidence recall at k, LoCoMo, turns as the unit"
@@ -75,14 +77,10 @@ def plot(chapters: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     def down(value: float) -> float:
         return floor - (value - low) / (1 - low) * (floor - TOP)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        text(LEFT, 24, TITLE, size=14),
-    ]
+    parts = [text(LEFT, 24, TITLE, size=14)]
     for tenth in range(round(low * 10), 11):
         y = down(tenth / 10)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(rule(LEFT, WIDTH - RIGHT, y))
         parts.append(text(LEFT - 8, y + 4, f"{tenth / 10:.1f}", anchor="end"))
     for cut in CUTS:
         parts.append(text(across(cut), floor + 20, f"@{cut}", anchor="middle"))
@@ -96,12 +94,7 @@ def plot(chapters: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         joint = f"{end},{down(line.values[-1]):.1f} {end + 12},{y:.1f}"
         parts.append(f'<polyline points="{joint}" fill="none" stroke="{line.colour}" stroke-width="0.7"/>')
         parts.append(text(end + 16, y + 4, f"{line.name}  {line.values[1]:.2f} @10", size=11, colour=line.colour))
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def text(x: float, y: float, words: str, *, anchor: str = "start", size: int = 12, colour: str = "#333") -> str:
-    safe = words.replace("&", "&amp;").replace("<", "&lt;")
-    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">{safe}</text>'
+    return sheet(WIDTH, HEIGHT, parts)
 
 
 def main() -> None:

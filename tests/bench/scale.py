@@ -196,7 +196,7 @@ def _stages(built: PlaintextIndex, asked: list[tuple[str, Floats]], rows: int) -
     """The parts of a search alone; they are private, for only a benchmark calls them alone."""
     docs, words, vectors = built._docs, built._lexical, built._vectors  # pyright: ignore[reportPrivateUsage]
     mask = docs.mask(past=False, scopes=None, tags=(), since=None, until=None)
-    selected = vectors.select(mask, DIMS)
+    selected = vectors.among(np.flatnonzero(mask), DIMS)
     if selected is None:
         raise SystemExit("the index has no vectors")
     matrix, _, places = selected
@@ -205,7 +205,7 @@ def _stages(built: PlaintextIndex, asked: list[tuple[str, Floats]], rows: int) -
         docs.mask(past=False, scopes=None, tags=(), since=None, until=None)
 
     def reselect(_: object) -> None:
-        vectors.select(mask, DIMS)
+        vectors.among(np.flatnonzero(mask), DIMS)
 
     say("mask", rows=rows, **times(remask, asked[:20]))
     say("rows of the mask", rows=rows, **times(reselect, asked[:20]))

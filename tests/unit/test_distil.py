@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 import torch
 from tests import lm
+from tests.steps import done
 
 from memos_drivers.host.adapter_ops import told
 from memos_drivers.lm.models import load
@@ -55,14 +56,6 @@ class World:
 @pytest.fixture(scope="module")
 def world(tiny: Path) -> World:
     return World(tiny)
-
-
-def done(steps: Generator[None, None, Any]) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def hooks(model: torch.nn.Module) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, permutations
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import pytest
 
@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="needs the `torch` extra")
 pytest.importorskip("transformers", reason="needs the `torch` extra")
 
 import torch
+from tests.steps import done
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -32,7 +33,6 @@ from memos_drivers.activation.rotate import Rotary, moved, rotate
 from memos_drivers.lm.past import Segment
 from memos_syscalls.errors import MemInvalid, MemModel
 
-T = TypeVar("T")
 WORDS: Final = 61
 SIZES: Final[dict[str, Any]] = {
     "vocab_size": WORDS,
@@ -63,14 +63,6 @@ MODELS: Final[dict[str, tuple[Any, Any]]] = {
     "qwen 2": (Qwen2ForCausalLM, Qwen2Config(**{k: v for k, v in SIZES.items() if k != "head_dim"})),
     "qwen 3": (Qwen3ForCausalLM, Qwen3Config(**SIZES)),
 }
-
-
-def done(work: Generator[None, None, T]) -> T:
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return cast(T, end.value)
 
 
 def made(name: str) -> torch.nn.Module:

@@ -197,7 +197,6 @@ def test_a_large_scope_finds_what_a_small_one_finds(monkeypatch: pytest.MonkeyPa
         index.set_vector(cube(n), 1, rng.normal(size=8))
     queries = [SearchQuery(" ".join(rng.choice(words, 3)), rng.normal(size=8), k=10) for _ in range(20)]
     whole = [{hit.cube_id for hit in index.search(query, anyone)} for query in queries]
-    monkeypatch.setattr("memos_drivers.plaintext.index.CODES_FROM", 10)
     monkeypatch.setattr("memos_drivers.plaintext.index.WHOLE_SCOPE", 10)
     monkeypatch.setattr("memos_drivers.plaintext.index.POOL", 200)
     proposed = [{hit.cube_id for hit in index.search(query, anyone)} for query in queries]

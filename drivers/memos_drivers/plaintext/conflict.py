@@ -23,7 +23,7 @@ from typing import Final, Literal
 from memos_drivers.parametric.words import bag
 
 from .claims import WRITER, Claim, Reading, read
-from .slots import Kind
+from .slots import NUMBERS, Kind
 
 __all__ = ["Reading", "Verdict", "compare", "cues", "read"]
 
@@ -121,12 +121,6 @@ def _equal(one: str, other: str) -> bool:
     return bool(_words(one)) and _words(one) == _words(other)
 
 
-_UNITS: Final = """no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-    seventeen eighteen nineteen"""
-_TENS: Final = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBERS: Final[dict[str, str]] = {word: str(value) for value, word in enumerate(_UNITS.split())} | {
-    word: str(10 * value) for value, word in enumerate(_TENS.split(), 2)
-}
 _FILLERS: Final = bag("a an the of at in on for to about around only exactly city now s with by is its his her their")
 _CLOCK: Final = re.compile(r"\b(\d{1,2})(?::(\d\d))?\s*(am|pm|a\.m\.?|p\.m\.?|o'clock)?(?!\S*\d)\b", re.I)
 
@@ -138,7 +132,7 @@ def _words(text: str) -> frozenset[str]:
     folded = re.sub(r"[$€£]\s?(\d)", r"\1", folded)
     folded = re.sub(r"(?<=\d)k\b", "000", folded)
     words = (word.strip(".,:;!'-").removesuffix("'s") for word in re.findall(r"[\w@.,:'+/#-]+", folded))
-    return frozenset(_NUMBERS.get(word) or word for word in words if word and word not in _FILLERS)
+    return frozenset(NUMBERS.get(word) or word for word in words if word and word not in _FILLERS)
 
 
 # Times.

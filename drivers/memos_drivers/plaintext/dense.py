@@ -298,16 +298,8 @@ class Vectors:
         mask: NDArray[np.bool_] = self._sizes[:count] == 0
         return mask
 
-    def select(self, mask: NDArray[np.bool_], size: int) -> tuple[DenseIndex, Numbers, Rows] | None:
-        """For the documents in a mask that have a vector of this size: its matrix, their numbers, their rows."""
-        matrix = self._matrices.get(size)
-        if matrix is None:
-            return None
-        numbers = np.flatnonzero(mask & (self._sizes[: len(mask)] == size))
-        return matrix, numbers, self._rows[numbers]
-
     def among(self, numbers: Numbers, size: int) -> tuple[DenseIndex, Numbers, Rows] | None:
-        """The same for documents by number."""
+        """Of these documents those that have a vector of this size: its matrix, their numbers, their rows."""
         matrix = self._matrices.get(size)
         if matrix is None:
             return None

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from . import ranking
 from .blending import Lengths, blended
-from .dense import CODES_FROM, DenseIndex, Int8, Numbers, Rows, Vector, Vectors, largest, quantised
+from .dense import DenseIndex, Int8, Numbers, Rows, Vector, Vectors, largest, quantised
 from .documents import NONE, Document, Documents, Mask
 from .latent import Tokens
 from .lexical import LexicalIndex
@@ -87,6 +87,7 @@ class _Scope(NamedTuple):
 
     mask: Mask
     everything: bool
+    speakers: frozenset[str]
     numbers: Numbers
     place: NDArray[np.int32]
     words: NDArray[np.uint16]
@@ -280,21 +281,19 @@ class PlaintextIndex:
             mask = docs.mask(
                 past=query.past, scopes=query.scopes, tags=query.tags, since=query.since, until=query.until
             )
+            numbers = np.flatnonzero(mask)
             size, vectors = 0, None
             if query.vector is not None and query.mode != "lexical" and "dense" not in query.without:
                 size = len(quantised(query.vector))
-                vectors = self._vectors.select(mask, size)
-            columns = [docs.column(name) for name in ("place", "words", "signs", "seq", "valid_from")]
-        numbers = np.flatnonzero(mask)
+                vectors = self._vectors.among(numbers, size)
+            place, words, signs, seq, times = (
+                docs.column(name) for name in ("place", "words", "signs", "seq", "valid_from")
+            )  # fmt: skip
+            speakers = docs.speakers(query.scopes)
+        # They are computed for those that are looked at, once it is known which.
         cosines, has = np.zeros(len(mask), np.float32), np.zeros(len(mask), np.bool_)
-        # Of a large scope they are computed for those that are looked at.
-        if vectors is not None and query.vector is not None and len(vectors[1]) < CODES_FROM:
-            matrix, having, rows = vectors
-            cosines[having] = matrix.cosines(query.vector, rows)
-            has[having] = True
-        place, words, signs, seq, times = columns
         return _Scope(
-            mask, len(numbers) == len(mask), numbers, place, words, signs, seq, times, vectors, cosines, has, size
+            mask, len(numbers) == len(mask), speakers, numbers, place, words, signs, seq, times, vectors, cosines, has, size
         )  # fmt: skip
 
     def _terms(self, query: SearchQuery, scope: _Scope, every_term: bool) -> tuple[list[Term], bool]:
@@ -302,7 +301,7 @@ class PlaintextIndex:
         if query.mode == "dense" or not query.text.strip():
             return [], False
         found, pruned = self._lexical.terms(query.text, every_term=every_term)
-        return ranking.worth(found, scope.mask, scope.everything, self.speakers(query.scopes)), pruned
+        return ranking.worth(found, scope.mask, scope.everything, scope.speakers), pruned
 
     def _proposed(self, query: SearchQuery, scope: _Scope, terms: list[Term], pool: int) -> tuple[Numbers, bool]:
         """Candidates, in order of number, and whether they are all that could be found."""
@@ -328,10 +327,10 @@ class PlaintextIndex:
             lists.append((scope.cosines, having[places]))
         for scores, numbers in lists:
             best.append(numbers)
-            if "neighbours" not in query.without and len(numbers):
+            if len(numbers):
                 first = numbers[np.argsort(-scores[numbers], kind="stable")[:BESIDE_POOL]]
-                around = self._docs.sequences.around(scope.place[first], len(ranking.BEFORE), len(ranking.AFTER)).ravel()
-                around = around[(around >= 0) & (around < len(scope.mask))]
+                around = self._around(query, scope, first, len(ranking.BEFORE)).ravel()
+                around = around[around >= 0]
                 best.append(around[scope.mask[around]].astype(np.intp))
         return (np.unique(np.concatenate(best)) if best else np.zeros(0, np.intp)), not left
 
@@ -367,8 +366,7 @@ class PlaintextIndex:
             stages["first person"] = (signs & FIRST_PERSON) > 0
             stages["asks"] = (signs & ASKS) > 0
             score += ranking.FIRST_PERSON_WEIGHT * stages["first person"] - ranking.ASKS_WEIGHT * stages["asks"]
-        hi, lo = self._docs.column("hi")[candidates], self._docs.column("lo")[candidates]
-        order = np.lexsort((lo, hi, -score))
+        order = self._best_first(candidates, score)
         order = order[found[order]]
         if query.mode == "hybrid" and only is None and "tokens" not in query.without:
             order = self._late(query, scope, terms, candidates, order, score, stages)
@@ -392,7 +390,7 @@ class PlaintextIndex:
         ]
         wanted = {number: at for at, number in enumerate(dict.fromkeys(number for group in groups for number in group))}
         tokens = query.tokens_of([self._docs.key(number) for number in wanted])
-        asked = ranking.weighed(query.tokens, query.text, terms, len(scope.numbers), self.speakers(query.scopes))
+        asked = ranking.weighed(query.tokens, query.text, terms, len(scope.numbers), scope.speakers)
         reached = ranking.late(asked, tokens, [[wanted[number] for number in group] for group in groups])
         for name, values in zip(("tokens", "tokens beside"), reached, strict=True):
             stages[name] = np.zeros(len(score), np.float32)
@@ -400,16 +398,25 @@ class PlaintextIndex:
             score[best] += ranking.LATE_WEIGHT * ranking.deviations(values, ~np.isnan(values))
         if len(rest):
             score[rest] += min(0.0, float(score[best].min()) - float(score[rest].max()))
-        hi, lo = self._docs.column("hi")[candidates[best]], self._docs.column("lo")[candidates[best]]
-        return np.concatenate((best[np.lexsort((lo, hi, -score[best]))], rest))
+        return np.concatenate((best[self._best_first(candidates[best], score[best])], rest))
 
-    def _beside(self, query: SearchQuery, scope: _Scope, candidates: Numbers, far: int) -> NDArray[np.int32]:
-        """Who stands beside candidates, so far before and after: live documents that were there when the search began."""
-        place = scope.place[candidates]
+    def _best_first(self, documents: Numbers, scores: NDArray[np.float32]) -> Numbers:
+        """Places in `documents`, best first, equal scores by cube id."""
+        hi, lo = self._docs.column("hi"), self._docs.column("lo")
+        return np.lexsort((lo[documents], hi[documents], -scores))
+
+    def _around(self, query: SearchQuery, scope: _Scope, documents: Numbers, far: int) -> NDArray[np.int32]:
+        """Live documents that stand so far before and after these, and were there when the search began."""
+        place = scope.place[documents]
         if "neighbours" in query.without:
-            place = np.full(len(candidates), NONE, np.int32)
+            place = np.full(len(documents), NONE, np.int32)
         around = self._docs.sequences.around(place, far, far)
         around[around >= len(scope.mask)] = NONE
+        return around
+
+    def _beside(self, query: SearchQuery, scope: _Scope, documents: Numbers, far: int) -> NDArray[np.int32]:
+        """Those of them that count: in the past, what was there then."""
+        around = self._around(query, scope, documents, far)
         if query.upto is not None:
             around[scope.seq[np.maximum(around, 0)] > query.upto] = NONE
         return around

@@ -9,13 +9,12 @@ import datetime as dt
 import re
 from typing import Final
 
-from .lexical import STOP
+from .lexical import STOP, WORD
 
 FIRST_PERSON: Final = 1
 ASKS: Final = 2
 """Bits of a document's signs."""
 WORDS_MAX: Final = 2**16 - 1
-_WORD: Final = re.compile(r"[^\W_]+")
 _OWN: Final = re.compile(r"\b(?:i|i['’](?:m|ve|ll|d)|my|me|mine|we|we['’](?:re|ve|ll|d)|our|us)\b", re.IGNORECASE)
 _SPEAKER: Final = re.compile(r"\A[^\n:]{1,64}: ")
 _CAPTION: Final = re.compile(r"\[photo:[^\]]*\]?")
@@ -45,7 +44,7 @@ _MONTHS: Final = (
 
 def length(text: str) -> int:
     """Words that are not stop words, at least 1."""
-    return min(WORDS_MAX, max(1, sum(word not in STOP for word in _WORD.findall(text.lower()))))
+    return min(WORDS_MAX, max(1, sum(word not in STOP for word in WORD.findall(text.lower()))))
 
 
 def signs(text: str) -> int:
@@ -54,7 +53,7 @@ def signs(text: str) -> int:
     found = FIRST_PERSON if _OWN.search(said) else 0
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(said) if sentence.strip()]
     if sentences and sentences[-1].endswith("?"):
-        telling = [one for one in sentences if not one.endswith("?") and len(_WORD.findall(one)) > _SHORT]
+        telling = [one for one in sentences if not one.endswith("?") and len(WORD.findall(one)) > _SHORT]
         found |= 0 if telling else ASKS
     return found
 
@@ -86,4 +85,4 @@ def without_names(query: str, names: frozenset[str]) -> str:
         return query
     alternatives = "|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name)))
     left = re.sub(rf"(?<!\w)(?:{alternatives})(?:['’]s)?(?!\w)", "", query, flags=re.IGNORECASE)
-    return " ".join(left.split()) if _WORD.search(left) else query
+    return " ".join(left.split()) if WORD.search(left) else query

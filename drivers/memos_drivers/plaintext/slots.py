@@ -26,11 +26,13 @@ WHEN: Final = re.compile(
     rf"midnight\b|"
     r"\d{4}-\d\d-\d\d|(?:19|20)\d\d\b)"
 )
-NUMERAL: Final = (
-    r"(?:[$€£]?\d[\d.,]*(?:%|k|m|bn)?|no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|"
-    r"fourteen|fifteen|"
-    r"sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)"
-)
+_UNITS: Final = """no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen"""
+_TENS: Final = "twenty thirty forty fifty sixty seventy eighty ninety"
+NUMBERS: Final[dict[str, str]] = {word: str(value) for value, word in enumerate(_UNITS.split())} | {
+    word: str(10 * value) for value, word in enumerate(_TENS.split(), 2)
+}
+NUMERAL: Final = rf"(?:[$€£]?\d[\d.,]*(?:%|k|m|bn)?|{'|'.join(NUMBERS)})"
 _CHANGED: Final = (
     r"(?:is|are|became|(?:was|were|has been|have been|is being|got|has|have)?\s?(?:changed|moved|updated|raised|"
     r"lowered|reduced|"
