@@ -12,6 +12,7 @@ from memos_drivers.plaintext.dense import (
     Floats,
     Int8,
     Rows,
+    Vectors,
     closest,
     codes_of,
     distances,
@@ -119,6 +120,48 @@ def test_a_large_scope_finds_nearly_all(
         assert np.all(np.diff(cosines) <= 0)
         found += len(set(places.tolist()) & set(exact(index, query, rows, 10)))
     assert found >= 0.97 * 200
+
+
+@pytest.mark.parametrize("codes_from", [16_000, 10**9])
+def test_a_scope_that_is_most_of_the_rows_is_a_mask(
+    index: DenseIndex, queries: Floats, codes_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "CODES_FROM", codes_from)
+    monkeypatch.setattr(dense, "CANDIDATES_MIN", 2_000)
+    inside = np.arange(ROWS) % 3 > 0
+    found = 0
+    for query in queries[:20]:
+        for mask, rows in ((None, np.arange(ROWS)), (inside, np.flatnonzero(inside))):
+            best, cosines = index.nearest_inside(query, mask, ROWS, 10)
+            assert np.array_equal(cosines, index.cosines(query, best)) and np.all(np.diff(cosines) <= 0)
+            assert set(best.tolist()) <= set(rows.tolist())
+            found += len(set(best.tolist()) & {int(rows[at]) for at in exact(index, query, rows, 10)})
+    assert found >= (0.97 if codes_from < ROWS else 1) * 400
+
+
+def test_a_mask_of_few_rows_finds_them_all(index: DenseIndex, queries: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "CODES_FROM", 16_000)
+    few = np.zeros(ROWS, np.bool_)
+    few[[5, 500, 5000]] = True
+    assert sorted(index.nearest_inside(queries[0], few, ROWS, 10)[0].tolist()) == [5, 500, 5000]
+
+
+def test_documents_find_their_vectors_wherever_their_rows_are(block: Int8) -> None:
+    vectors = Vectors()
+    vectors.reserve(300)
+    for number in (7, 3, 250):
+        assert vectors.set(number, block[number].astype(np.float32))
+    vectors.put(100, block[100:110])
+    mask = np.ones(300, np.bool_)
+    for hidden, wanted in ((None, [3, 7, 100, 250]), (250, [3, 7, 100])):
+        mask[hidden if hidden is not None else 299] = False
+        reach = vectors.reach(mask, block.shape[1])
+        assert reach is not None and reach.having == (13 if hidden is None else 12)
+        assert sorted(int(reach.nearest(block[n].astype(np.float32), 1)[0][0]) for n in wanted) == wanted
+    vectors.clear(7)
+    reach = vectors.reach(np.ones(300, np.bool_), block.shape[1])
+    assert reach is not None and 7 not in reach.nearest(block[7].astype(np.float32), 300)[0].tolist()
+    assert vectors.reach(mask, 5) is None
 
 
 def test_codes_follow_their_rows(block: Int8) -> None:

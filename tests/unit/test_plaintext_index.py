@@ -18,6 +18,7 @@ from memos_drivers.plaintext.dense import DenseIndex, quantised
 from memos_drivers.plaintext.documents import Document
 from memos_drivers.plaintext.index import Hit, PlaintextIndex, SearchQuery
 from memos_drivers.plaintext.lexical import LexicalIndex, query_words
+from memos_drivers.plaintext.postings import Postings
 from memos_drivers.plaintext.sequences import POSITION_MAX, Place
 from memos_syscalls.errors import MemInvalid, MemModel
 
@@ -90,8 +91,12 @@ def test_cjk_text_is_found_by_pairs_and_by_single_characters() -> None:
     assert found(index, "タワー") == {cube(3)}
 
 
+def listed(postings: Postings) -> list[int]:
+    return [number for number in range(postings.upto) if postings.holds(number)]
+
+
 def holding(index: LexicalIndex, query: str) -> list[int]:
-    return sorted({number for _word, postings in index.terms(query)[0] for number in postings.tolist()})
+    return sorted({number for _word, postings in index.terms(query)[0] for number in listed(postings)})
 
 
 def test_postings_that_are_cached_see_later_documents() -> None:
@@ -100,15 +105,15 @@ def test_postings_that_are_cached_see_later_documents() -> None:
     assert holding(index, "dog") == [0]
     index.add(["dogs", "birds"])
     assert holding(index, "dog") == [0, 2]
-    found = {word: postings.tolist() for word, postings in index.terms("big dogs and cats")[0]}
+    found = {word: listed(postings) for word, postings in index.terms("big dogs and cats")[0]}
     assert found == {"dogs": [0, 2], "cats": [1]}
 
 
 def test_frequent_terms_are_left_out_unless_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memos_drivers.plaintext.lexical.POSTINGS_PER_QUERY_MAX", 10)
+    monkeypatch.setattr("memos_drivers.plaintext.lexical.POSTINGS_PER_QUERY_MAX", 2)
     index = filled(*(doc(n, "common words" + (" rare" if n == 7 else "")) for n in range(50)))
     terms, pruned = index._lexical.terms("common rare")  # pyright: ignore[reportPrivateUsage]
-    assert pruned and [(word, postings.tolist()) for word, postings in terms] == [("rare", [7])]
+    assert pruned and [(word, listed(postings)) for word, postings in terms] == [("rare", [7])]
     hits = index.search(SearchQuery("common rare", k=20), anyone)
     assert len(hits) == 20 and hits[0].cube_id == cube(7)
 

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numkong
 import numpy as np
@@ -26,6 +26,7 @@ from memos_syscalls.errors import MemInvalid, MemModel
 Int8 = NDArray[np.int8]
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.intp]
+Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp] | NDArray[np.int32]
 Vector = NDArray[np.floating] | list[float] | tuple[float, ...]
 Codes = NDArray[np.uint64]
@@ -39,8 +40,10 @@ CANDIDATES_EACH: Final = 8
 """Rows that are scored exactly for each that is wanted, when that is more than `CANDIDATES_MIN`."""
 _BLOCK_ROWS: Final = 16_384
 """A block's codes and counts stay in the processor's second cache."""
-_SAMPLE: Final = 65_536
+_SAMPLE: Final = 16_384
 _GIVEN_UP: Final = 2**16 - 1
+_OUTSIDE: Final = 2**15
+"""A distance that no row has: vectors have at most 8,192 components."""
 
 
 def quantised(vector: Vector) -> Int8:
@@ -204,7 +207,7 @@ class DenseIndex:
     def nearest(self, vector: Vector, rows: Rows, count: int) -> tuple[Numbers, Floats]:
         """Places in `rows` of the `count` rows with the largest cosines, best first and then by place, and these
         cosines. Exact for few rows, and where much of them is wanted; else nearly so (above)."""
-        candidates = max(CANDIDATES_MIN, CANDIDATES_EACH * count)
+        candidates = _candidates(count)
         codes = self._codes
         places: Numbers | None = None
         if codes is not None and len(rows) >= 8 * candidates:
@@ -220,6 +223,51 @@ class DenseIndex:
         best = best[np.argsort(-scores[best], kind="stable")[:count]]
         return (best if places is None else places[best]), scores[best]
 
+    def nearest_inside(self, vector: Vector, inside: Mask | None, end: int, count: int) -> tuple[Numbers, Floats]:
+        """`nearest` among the first `end` rows, in a scope that is most of them: a mask of rows, None for all. Rows without a
+        vector do not count."""
+        candidates = _candidates(count)
+        codes = self._codes
+        if codes is None or not CODES_FROM <= end <= codes.shape[1]:
+            rows = np.flatnonzero(self._inverse[:end] if inside is None else (self._inverse[:end] > 0) & inside)
+        else:
+            query = quantised(vector).reshape(1, -1)
+            self.check_dims(query.shape[1])
+            far = distances(codes, codes_of(query), end)
+            if inside is not None:
+                far[~inside] = _OUTSIDE
+            rows = closest(far, candidates)
+            rows = rows[(far[rows] < _OUTSIDE) & (self._inverse[rows] > 0)]
+        scores = self.cosines(vector, rows)
+        best = largest(scores, count)
+        best = best[np.argsort(-scores[best], kind="stable")[:count]]
+        return rows[best], scores[best]
+
+
+def _candidates(count: int) -> int:
+    return max(CANDIDATES_MIN, CANDIDATES_EACH * count)
+
+
+class Reach(NamedTuple):
+    """The vectors of one size among the documents of a scope: their matrix, the document of each row, and for each document
+    its row, and whether it is one of them."""
+
+    matrix: DenseIndex
+    documents: NDArray[np.int32]
+    rows: NDArray[np.int32]
+    there: Mask
+    having: int
+
+    def nearest(self, vector: Vector, count: int) -> tuple[Numbers, Floats]:
+        """The documents with the largest cosines, best first, and these cosines."""
+        if self.having * 4 >= len(self.documents):
+            inside = None if self.having == len(self.documents) else self.there[self.documents]
+            rows, cosines = self.matrix.nearest_inside(vector, inside, len(self.documents), count)
+            return self.documents[rows].astype(np.intp), cosines
+        numbers = np.flatnonzero(self.there)
+        places, cosines = self.matrix.nearest(vector, self.rows[numbers], count)
+        return numbers[places], cosines
+
 
 class Vectors:
     """The vectors of documents 0, 1, 2 …: for each its size, and its row in the matrix of that size."""
@@ -230,6 +278,8 @@ class Vectors:
         self._sizes = np.zeros(1024, np.uint16)
         self._rows = np.zeros(1024, np.int32)
         self._matrices: dict[int, DenseIndex] = {}
+        self._documents: dict[int, NDArray[np.int32]] = {}
+        """Of each matrix's rows the documents."""
 
     @property
     def count(self) -> int:
@@ -245,7 +295,7 @@ class Vectors:
         """From now on only this size: vectors of others are dropped."""
         self.fixed = size
         for other in [other for other in self._matrices if other != size]:
-            del self._matrices[other]
+            del self._matrices[other], self._documents[other]
             self._sizes[self._sizes == other] = 0
 
     def reserve(self, count: int) -> None:
@@ -267,6 +317,12 @@ class Vectors:
         matrix.put(at, block[has])
         self._sizes[first + has] = size
         self._rows[first + has] = np.arange(at, at + len(has))
+        documents = self._documents.get(size, np.zeros(0, np.int32))
+        if at + len(has) > len(documents):
+            grown = np.zeros(max(16, at + len(has), len(documents) * 3 // 2), np.int32)
+            grown[: len(documents)] = documents
+            documents = self._documents[size] = grown
+        documents[at : at + len(has)] = first + has
 
     def set(self, number: int, vector: Vector) -> bool:
         """Gives a document its vector; False when its size is not the one that is taken."""
@@ -297,6 +353,14 @@ class Vectors:
         """Which of the first `count` documents still wait for a vector."""
         mask: NDArray[np.bool_] = self._sizes[:count] == 0
         return mask
+
+    def reach(self, mask: Mask, size: int) -> Reach | None:
+        """The vectors of a size among the documents of a mask."""
+        matrix = self._matrices.get(size)
+        if matrix is None:
+            return None
+        there = (self._sizes[: len(mask)] == size) & mask
+        return Reach(matrix, self._documents[size][: matrix.count], self._rows, there, int(np.count_nonzero(there)))
 
     def among(self, numbers: Numbers, size: int) -> tuple[DenseIndex, Numbers, Rows] | None:
         """Of these documents those that have a vector of this size: its matrix, their numbers, their rows."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from . import ranking
 from .blending import Lengths, blended
-from .dense import DenseIndex, Int8, Numbers, Rows, Vector, Vectors, largest, quantised
+from .dense import Int8, Numbers, Reach, Vector, Vectors, largest, quantised
 from .documents import NONE, Document, Documents, Mask
 from .latent import Tokens
 from .lexical import LexicalIndex
@@ -46,6 +47,7 @@ POOL: Final = 1024
 """Documents that each retriever proposes."""
 BESIDE_POOL: Final = 128
 """Of these the best bring those beside them."""
+SCATTERED: Final = 8
 DEEPEN: Final = 8
 REMOVED_MIN: Final = 1024
 REMOVED_SHARE: Final = 0.1
@@ -82,22 +84,41 @@ class Hit(NamedTuple):
     why: dict[str, Any] | None
 
 
-class _Scope(NamedTuple):
+@dataclass
+class _Scope:
     """What a search may find, as it stood when it began: columns, and the vectors of the query's size."""
 
     mask: Mask
-    everything: bool
+    count: int
     speakers: frozenset[str]
-    numbers: Numbers
     place: NDArray[np.int32]
     words: NDArray[np.uint16]
     signs: NDArray[np.uint8]
     seq: NDArray[np.int64]
     times: NDArray[np.int64]
-    vectors: tuple[DenseIndex, Numbers, Rows] | None
+    vectors: Reach | None
     cosines: NDArray[np.float32]
     has: NDArray[np.bool_]
     size: int
+
+    @property
+    def everything(self) -> bool:
+        return self.count == len(self.mask)
+
+    @property
+    def small(self) -> bool:
+        """Whether its documents are better looked at one by one than all documents with them."""
+        return self.count * SCATTERED <= len(self.mask)
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        return np.flatnonzero(self.mask)
+
+    def words_each(self) -> float:
+        """Words of a document, on average."""
+        if self.small:
+            return float(self.words[self.numbers].mean())
+        return int((self.words if self.everything else self.words * self.mask).sum(dtype=np.int64)) / max(1, self.count)
 
 
 class _Ranked(NamedTuple):
@@ -281,20 +302,18 @@ class PlaintextIndex:
             mask = docs.mask(
                 past=query.past, scopes=query.scopes, tags=query.tags, since=query.since, until=query.until
             )
-            numbers = np.flatnonzero(mask)
             size, vectors = 0, None
             if query.vector is not None and query.mode != "lexical" and "dense" not in query.without:
                 size = len(quantised(query.vector))
-                vectors = self._vectors.among(numbers, size)
+                vectors = self._vectors.reach(mask, size)
             place, words, signs, seq, times = (
                 docs.column(name) for name in ("place", "words", "signs", "seq", "valid_from")
             )  # fmt: skip
             speakers = docs.speakers(query.scopes)
         # They are computed for those that are looked at, once it is known which.
         cosines, has = np.zeros(len(mask), np.float32), np.zeros(len(mask), np.bool_)
-        return _Scope(
-            mask, len(numbers) == len(mask), speakers, numbers, place, words, signs, seq, times, vectors, cosines, has, size
-        )  # fmt: skip
+        count = int(np.count_nonzero(mask))
+        return _Scope(mask, count, speakers, place, words, signs, seq, times, vectors, cosines, has, size)
 
     def _terms(self, query: SearchQuery, scope: _Scope, every_term: bool) -> tuple[list[Term], bool]:
         """The query's words in this scope, and whether frequent ones were left out."""
@@ -305,26 +324,24 @@ class PlaintextIndex:
 
     def _proposed(self, query: SearchQuery, scope: _Scope, terms: list[Term], pool: int) -> tuple[Numbers, bool]:
         """Candidates, in order of number, and whether they are all that could be found."""
-        if len(scope.numbers) <= max(WHOLE_SCOPE, pool):
+        if scope.count <= max(WHOLE_SCOPE, pool):
             return scope.numbers, True
         best: list[Numbers] = []
         left = False
-        words = None
-        if terms:
-            average = scope.words.mean() if scope.everything else scope.words[scope.numbers].mean()
-            words = ranking.alone(terms, scope.words, float(average))
         lists: list[tuple[NDArray[np.float32], Numbers]] = []
-        if words is not None:
-            mine = words if scope.everything else np.where(scope.mask, words, np.float32(0))
-            numbers = np.flatnonzero(mine)
-            left |= len(numbers) > pool
-            lists.append((words, numbers if len(numbers) <= pool else largest(mine, pool)[:pool]))
+        if terms:
+            some = scope.numbers if scope.small else None
+            words = ranking.alone(terms, scope.mask, some, scope.words, scope.words_each())
+            mine = words if some is None else words[some]
+            having = int(np.count_nonzero(mine))
+            left |= having > pool
+            places = np.flatnonzero(mine) if having <= pool else largest(mine, pool)[:pool]
+            lists.append((words, places if some is None else some[places]))
         if scope.vectors is not None and query.vector is not None:
-            matrix, having, rows = scope.vectors
-            places, cosines = matrix.nearest(query.vector, rows, pool)
-            left |= len(having) > pool
-            scope.cosines[having[places]], scope.has[having[places]] = cosines, True
-            lists.append((scope.cosines, having[places]))
+            numbers, cosines = scope.vectors.nearest(query.vector, pool)
+            left |= scope.vectors.having > pool
+            scope.cosines[numbers], scope.has[numbers] = cosines, True
+            lists.append((scope.cosines, numbers))
         for scores, numbers in lists:
             best.append(numbers)
             if len(numbers):
@@ -347,7 +364,7 @@ class PlaintextIndex:
             found |= stages["bm25"] > 0
             stages["bm25 z"] = ranking.deviations(stages["bm25"])
             score += stages["bm25 z"]
-        if scope.vectors is not None and len(scope.vectors[1]):
+        if scope.vectors is not None and scope.vectors.having:
             self._cosines(query, scope, candidates)
             self._cosines(query, scope, np.unique(near.documents[:, list(ranking.DENSE_COLUMNS)]).astype(np.intp))
             stages["cosine"] = blended(
@@ -390,7 +407,7 @@ class PlaintextIndex:
         ]
         wanted = {number: at for at, number in enumerate(dict.fromkeys(number for group in groups for number in group))}
         tokens = query.tokens_of([self._docs.key(number) for number in wanted])
-        asked = ranking.weighed(query.tokens, query.text, terms, len(scope.numbers), scope.speakers)
+        asked = ranking.weighed(query.tokens, query.text, terms, scope.count, scope.speakers)
         reached = ranking.late(asked, tokens, [[wanted[number] for number in group] for group in groups])
         for name, values in zip(("tokens", "tokens beside"), reached, strict=True):
             stages[name] = np.zeros(len(score), np.float32)
@@ -444,15 +461,10 @@ class PlaintextIndex:
             rank = 1 + int(np.count_nonzero(values > values[at]))
             why[name] = {"rank": rank, stage: float(values[at]), "z": float(stages[f"{stage} z"][at])}
         if "lexical" in why:
-            own = [term.word for term in ranked.terms if _holds(term.postings, number)]
+            own = [term.word for term in ranked.terms if term.postings.holds(number)]
             why["lexical"] |= {"terms": own, "beside": not own}
         for name in ("tokens", "tokens beside"):
             if name in stages and stages[name][at]:
                 why[name] = float(stages[name][at])
         signs = [name for name in ("first person", "asks") if name in stages and stages[name][at]]
         return why | ({"signs": signs} if signs else {})
-
-
-def _holds(postings: NDArray[np.int32], number: int) -> bool:
-    at = int(np.searchsorted(postings, number))
-    return at < len(postings) and int(postings[at]) == number

@@ -1,13 +1,13 @@
-"""The lexical half of retrieval: an in-memory SQLite FTS5 inverted index, read as arrays of document numbers.
+"""The lexical half of retrieval: an in-memory SQLite FTS5 inverted index, read as sets of documents.
 
 - FTS5 (contentless, `detail=none`, no column sizes) stems, folds and stores postings: 80 bytes a document of 350.
   It keeps no text. Its own `bm25()` costs 1 µs a posting and works per query; here the postings of a term are read
-  once (0.1 µs each, without the GIL), kept as int32 arrays, and extended by what was added since. So `scores`
-  returns the score of *every* document, and any filter is exact.
+  once (0.1 µs each, without the GIL), kept (`postings`), and extended by what was added since. So every document gets
+  a score, and any filter is exact.
 - A term counts once a document (binary frequency; texts are short), weighted by idf and by length in characters.
 - A caller's text never becomes FTS5 syntax: it is cut into words here, and each word is a quoted term.
 - English stop words are dropped unless nothing else remains. Long queries keep their `TERMS_MAX` rarest terms; when
-  postings exceed `POSTINGS_PER_QUERY_MAX`, the most frequent terms go first, and the rarest always stays.
+  these cost more than `POSTINGS_PER_QUERY_MAX`, the most frequent terms go first, and the rarest always stays.
 - FTS5 takes a run of CJK characters for one word. Such runs are indexed as overlapping pairs plus the last character,
   and queried as pairs; a single character is queried as a prefix, and so finds every run that contains it.
 
@@ -27,15 +27,17 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+
+from .postings import FREQUENT, Postings
 
 TERMS_MAX: Final = 24
 TERMS_LOOKED_UP_MAX: Final = 256
 POSTINGS_PER_QUERY_MAX: Final = 400_000
-POSTINGS_CACHED_MAX: Final = 2_000_000
-"""Entries of all cached postings together: 8 MB."""
-POSTINGS_CACHED_EACH: Final = 8
-"""Or so many entries for each document, if that is more: 32 bytes."""
+"""Entries; a frequent word counts as the most that a rare one could have."""
+POSTINGS_CACHED_MAX: Final = 8_000_000
+"""Bytes of all cached postings together."""
+POSTINGS_CACHED_EACH: Final = 32
+"""Or so many for each document, if that is more."""
 STEMS_CACHED_MAX: Final = 8192
 
 # Hangul, kana, Han and its extensions.
@@ -53,9 +55,6 @@ STOP: Final = frozenset(
     under until up ve very was wasn we were weren what when where which while who whom why will with won would wouldn you
     your yours yourself yourselves""".split()  # noqa: SIM905
 )
-
-Postings = NDArray[np.int32]
-
 
 def split_cjk(text: str) -> str:
     """The text in normal form C, with every CJK run replaced by its pairs and its last character."""
@@ -101,7 +100,7 @@ class LexicalIndex:
         # The default of 1 MiB writes many small segments during a bulk load, only to merge them again.
         self._db.execute("INSERT INTO docs(docs, rank) VALUES ('hashsize', ?)", (16 * 1024 * 1024,))
         self._stems: dict[str, str | None] = {}
-        self._postings: OrderedDict[str, tuple[Postings, int]] = OrderedDict()
+        self._postings: OrderedDict[str, Postings] = OrderedDict()
         self._cached = 0
         self._counts: dict[str, tuple[int, int]] = {}
         self.documents = 0
@@ -123,7 +122,7 @@ class LexicalIndex:
             self.documents = end
 
     def terms(self, query: str, *, every_term: bool = False) -> tuple[list[tuple[str, Postings]], bool]:
-        """The query's words with the documents that contain each, ascending; whether frequent ones were left out."""
+        """The query's words with the documents that contain each; whether frequent ones were left out."""
         with self._lock:
             return self._terms(query, every_term)
 
@@ -139,7 +138,7 @@ class LexicalIndex:
         kept: list[str] = []
         total = 0
         for word in sorted((word for word in words if frequency[word]), key=lambda word: (frequency[word], word)):
-            total += frequency[word]
+            total += min(frequency[word], self.documents // FREQUENT + 1)
             if kept and not every_term and (len(kept) == TERMS_MAX or total > POSTINGS_PER_QUERY_MAX):
                 break
             kept.append(word)
@@ -167,7 +166,7 @@ class LexicalIndex:
     def _frequency(self, word: str) -> int:
         """In how many documents a word stands; only bounds and ordering rest on it, so a cached count may lag."""
         if word in self._postings:
-            return max(1, len(self._postings[word][0]))
+            return max(1, self._postings[word].having)
         count, upto = self._counts.get(word, (0, 0))
         # Counting walks the word's postings, so it is done anew only when an eighth more documents are here.
         if not count or self.documents > upto + upto // 8:
@@ -179,20 +178,18 @@ class LexicalIndex:
         return count
 
     def _read(self, word: str) -> Postings:
-        """The documents that contain a word, ascending."""
-        postings, upto = self._postings.pop(word, (np.zeros(0, np.int32), 0))
-        self._cached -= len(postings)
-        if upto < self.documents:
+        """The documents that contain a word."""
+        postings = self._postings.pop(word, Postings())
+        self._cached -= postings.bytes
+        if postings.upto < self.documents:
             # One text of numbers is four times faster to take over than that many Python integers.
             row = self._db.execute(
-                "SELECT group_concat(rowid) FROM docs WHERE docs MATCH ? AND rowid >= ?", (self._match(word), upto)
+                "SELECT group_concat(rowid) FROM docs WHERE docs MATCH ? AND rowid >= ?", (self._match(word), postings.upto)
             ).fetchone()
-            if row[0] is not None:
-                fresh = np.fromstring(str(row[0]), dtype=np.int32, sep=",")
-                postings = np.concatenate((postings, fresh)) if len(postings) else fresh
-        self._postings[word] = (postings, self.documents)
-        self._cached += len(postings)
+            fresh = np.fromstring(row[0] or "", dtype=np.int32, sep=",")
+            postings = postings.extended(fresh, self.documents)
+        self._postings[word] = postings
+        self._cached += postings.bytes
         while self._cached > max(POSTINGS_CACHED_MAX, POSTINGS_CACHED_EACH * self.documents) and len(self._postings) > 1:
-            _, (old, _) = self._postings.popitem(last=False)
-            self._cached -= len(old)
+            self._cached -= self._postings.popitem(last=False)[1].bytes
         return postings

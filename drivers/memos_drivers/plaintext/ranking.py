@@ -3,8 +3,8 @@
     score = z(B) + z(M) + 0.8 · first person - 0.8 · only asks;  for the best of these  + 0.7 · z(X) + 0.7 · z(Y)
 
 - B, BM25: a term counts in a document once, and a share of it for each neighbour that has it. A question about a turn is often
-  worded like the turn before it. How long a document is counts with its neighbours, too. The name of a speaker counts twice, and
-  not for neighbours.
+  worded like the turn before it. How long a document is counts with its neighbours, too. The name of a speaker counts twice,
+  and not for neighbours.
 - M, the cosine of the query with the sum of a document's vector and shares of its neighbours'.
 - X and Y, late interaction of the query's tokens with a document's own, and with its own and those of four beside it.
 - Shares fall with distance, and with the length of both: what is long stands for itself.
@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from .dense import Int8
 from .latent import SCALE, Tokens
-from .lexical import STOP, WORD, Postings, query_words
+from .lexical import STOP, WORD, query_words
+from .postings import Postings, blocks, packed
 
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int32]
@@ -92,21 +93,27 @@ def worth(
     """The terms with their idf among the documents of a mask. One that none of them has may stand beside them."""
     names = {word for name in speakers for word in query_words(name)}
     count = len(mask) if everything else int(np.count_nonzero(mask))
+    bits = packed(mask)
     found: list[Term] = []
     for word, postings in terms:
-        known = postings[: np.searchsorted(postings, len(mask))]
-        having = len(known) if everything else int(np.count_nonzero(mask[known]))
+        known = postings.first(len(mask))
+        having = known.having if everything else known.within(mask, bits)
         idf = float(np.log1p((count - having + 0.5) / (having + 0.5)))
         found.append(Term(word, known, idf, word not in names))
     return found
 
 
-def alone(terms: Sequence[Term], words: NDArray[np.uint16], average: float) -> Floats:
-    """BM25 of every document by its own words; 0 for one that has none of them."""
+def alone(
+    terms: Sequence[Term], mask: NDArray[np.bool_], among: NDArray[np.intp] | None, words: NDArray[np.uint16], average: float
+) -> Floats:
+    """BM25 of each document of a mask by its own words, 0 for one that has none of them; `among` names them if they are few."""
     scores = np.zeros(len(words), np.float32)
     for term in terms:
-        norm = np.float32(1 + K1 * (1 - B)) + np.float32(K1 * B / average) * words[term.postings].astype(np.float32)
-        scores[term.postings] += np.float32(term.idf * (K1 + 1)) / norm
+        term.postings.weigh(scores, np.float32(term.idf * (K1 + 1)), among, mask)
+    for part in [among] if among is not None else (slice(*ends) for ends in blocks(len(words))):
+        scores[part] /= np.float32(1 + K1 * (1 - B)) + np.float32(K1 * B / average) * words[part].astype(np.float32)
+        if among is None:
+            scores[part] *= mask[part]
     return scores
 
 
@@ -117,13 +124,14 @@ def smoothed(terms: Sequence[Term], candidates: NDArray[np.intp], near: Beside, 
     lengths = words[candidates] + (words[around] * share).sum(1)
     norm = np.float32(K1) * (1 - B + B * lengths / max(1.0, float(lengths.mean()) if len(lengths) else 1.0))
     scores = np.zeros(len(candidates), np.float32)
-    has = np.zeros(len(words), np.float32)
+    scratch = np.zeros(len(words), np.bool_)
     for term in terms:
-        has[term.postings] = 1
-        often = has[candidates]
-        often = often + (np.einsum("ij,ij->i", has[around], share) if term.spreads else often)
+        often = term.postings.at(candidates, scratch).astype(np.float32)
+        if term.spreads:
+            often += np.einsum("ij,ij->i", term.postings.at(around, scratch).astype(np.float32), share)
+        else:
+            often *= 2
         scores += np.float32(term.idf * (K1 + 1)) * often / (often + norm)
-        has[term.postings] = 0
     return scores
 
 
