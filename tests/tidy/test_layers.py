@@ -10,9 +10,10 @@ from tests.tidy.product import PACKAGES, Module, imports, modules
 
 MAY_IMPORT = {
     "memos_syscalls": set[str](),
+    "memos_dates": set[str](),
     "memos_drivers": {"memos_syscalls"},
-    "memos_kernel": {"memos_syscalls", "memos_drivers"},
-    "memos_client": {"memos_syscalls"},
+    "memos_kernel": {"memos_syscalls", "memos_dates", "memos_drivers"},
+    "memos_client": {"memos_syscalls", "memos_dates"},
     "memos_tools": {"memos_syscalls", "memos_client"},
 }
 TOOLS_MAY_IMPORT = (
@@ -99,7 +100,6 @@ LOADED = "import {module}, sys; print(*sorted({{n.partition('.')[0] for n in sys
     [
         ("memos_kernel.__main__", {"torch", "onnxruntime", "transformers", "tokenizers", "memos_client", "memos_tools"}),
         ("memos_client", {"rocksdict", "torch", "numpy", "cryptography", "memos_kernel", "memos_drivers", "memos_tools"}),
-        ("memos_client", {"dateparser"}),
         ("memos_syscalls.table", {"memos_kernel", "memos_client", "memos_drivers", "numpy", "cryptography"}),
     ],
 )

@@ -69,7 +69,7 @@ def test_every_error_and_reply_is_exported() -> None:
 
 
 def test_the_library_imports_only_its_own_the_abi_msgpack_pydantic_and_the_standard_library() -> None:
-    allowed = {"memos_client", "memos_syscalls", "msgpack", "pydantic"} | sys.stdlib_module_names
+    allowed = {"memos_client", "memos_syscalls", "memos_dates", "msgpack", "pydantic"} | sys.stdlib_module_names
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.name in ("hf.py", "hf_adapter.py"):
             continue  # It is for who has torch and transformers; tests/tidy names what it may import.
@@ -78,8 +78,6 @@ def test_the_library_imports_only_its_own_the_abi_msgpack_pydantic_and_the_stand
                 for alias in node.names:
                     assert alias.name.partition(".")[0] in allowed, f"{path.name}:{node.lineno}: {alias.name}"
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                if (path.name, node.module) == ("moments.py", "dateparser.date"):
-                    continue  # Optional, and looked for before it is imported.
                 assert node.module.partition(".")[0] in allowed, f"{path.name}:{node.lineno}: {node.module}"
 
 

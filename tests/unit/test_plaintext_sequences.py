@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -231,3 +232,16 @@ def test_what_was_said_last_of_a_thing_comes_first_when_the_present_is_asked_for
     assert found(index, "How many bikes do I own now?", without=frozenset({"recency"})) != order
     hits = index.search(SearchQuery("How many bikes do I own now?"), anyone)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_what_happened_on_the_days_that_are_asked_for_comes_first_but_nothing_else_is_lost() -> None:
+    names = ("red", "blue", "old")
+    told = [Document(cube(n), 1, n, "a", f"I bought the {name} lamp.", valid_from=n * 100) for n, name in enumerate(names)]
+    index = filled(*told)
+    asked = SearchQuery("Which lamp did I buy?", spans=[(100, 200)], explain=True)
+    hits = index.search(asked, anyone)
+    assert hits[0].cube_id == told[1].cube_id and len(hits) == 3
+    assert [(hit.why or {}).get("signs") for hit in hits] == [["in time"], None, None]
+    without = index.search(replace(asked, without=frozenset({"times"})), anyone)
+    assert len({hit.score for hit in without}) == 1
+    assert len(index.search(SearchQuery("lamp", spans=[(500, 600)]), anyone)) == 3

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.test_ingest_bad_input import Recorder
 
-from memos_client.ingest import ingest
-from memos_client.reading import moments
-from memos_client.reading.moments import times, whole_date
+from memos_dates import moments
+from memos_dates.moments import times, whole_date
 
 MONDAY = dt.date(2023, 5, 8)
 
@@ -122,12 +119,3 @@ WORDS = st.sampled_from([
 def test_whatever_is_written_answers_are_days_in_order(text: str, said: dt.date | None) -> None:
     for expression, begin, end in times(text, said):
         assert " ".join(expression.split()) == expression and dt.date.fromisoformat(begin) <= dt.date.fromisoformat(end)
-
-
-def test_without_the_library_no_times_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("memos_client.ingest", "memos_client.reading.moments"):
-        monkeypatch.setattr(f"{module}.can_resolve", lambda: False)
-    path, kernel = tmp_path / "a.md", Recorder()
-    path.write_text("# 9 August 2021\nI went there yesterday.")
-    assert ingest(kernel, path, None, "a").times is None
-    assert (kernel.cubes[0].metadata or {}).get("times") is None and kernel.cubes[0].valid_from is None

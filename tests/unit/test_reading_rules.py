@@ -8,9 +8,9 @@ import pytest
 
 from memos_client.formats import Turn
 from memos_client.reading.kinds import kind
-from memos_client.reading.moments import times
 from memos_client.reading.names import ENTITIES_MAX, ENTITY_CHARS_MAX, LINK_CHARS_MAX, Names
 from memos_client.reading.turns import read
+from memos_dates.moments import times
 
 MONDAY = dt.date(2023, 5, 8)
 NOON = 1683547200 * 10**9

@@ -486,7 +486,7 @@ class Calls(ABC):
         explain: bool | None = None,
         query_embedding: Sequence[float] | None = None,
         budget_tokens: int | None = None,
-        without: Sequence[Literal["neighbours", "dense", "tokens", "signs", "names", "recency"]] | None = None,
+        without: Sequence[Literal["neighbours", "dense", "tokens", "signs", "names", "times", "recency"]] | None = None,
         deadline_ms: int | None = None,
     ) -> m.MemSearchReply:
         """Find cubes by meaning, by words, or by both.
@@ -1500,7 +1500,7 @@ class AsyncCalls(ABC):
         explain: bool | None = None,
         query_embedding: Sequence[float] | None = None,
         budget_tokens: int | None = None,
-        without: Sequence[Literal["neighbours", "dense", "tokens", "signs", "names", "recency"]] | None = None,
+        without: Sequence[Literal["neighbours", "dense", "tokens", "signs", "names", "times", "recency"]] | None = None,
         deadline_ms: int | None = None,
     ) -> m.MemSearchReply:
         """Find cubes by meaning, by words, or by both."""

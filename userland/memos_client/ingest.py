@@ -34,7 +34,6 @@ from .formats import PARSERS, Format, Turn
 from .reading.endpoint import Endpoint as Endpoint
 from .reading.extraction import Extraction, Store
 from .reading.extraction import extract as extract_facts
-from .reading.moments import can_resolve
 from .reading.turns import read
 
 FILE_BYTES_MAX: Final = 64 * MIB
@@ -87,7 +86,7 @@ class IngestSummary(m.Reply):
     batches: int
     sessions: int
     offset: int = Field(description="The last record that holds its turns or facts.")
-    times: int | None = Field(None, description="Expressions of time that were resolved; none without dateparser.")
+    times: int = Field(0, description="Expressions of time that were resolved.")
 
 
 class IngestFacts(IngestSummary):
@@ -205,7 +204,7 @@ def ingest(
     path = Path(path)
     key = None if extract is None else extract.key()
     chosen, data = _content(path, format)
-    turns = read(PARSERS[chosen](data), dates=can_resolve())
+    turns = read(PARSERS[chosen](data))
     if not turns:
         raise MemInvalid(f"{path.name} holds nothing to remember, read as {chosen}", "Check the file, and `--format`.")
     cubes = [cube_of(turn, namespace, path.name) for turn in turns]
@@ -229,7 +228,7 @@ def ingest(
         batches=batches,
         sessions=len({turn.session for turn in turns}),
         offset=offset,
-        times=sum(map(_times, turns)) if can_resolve() else None,
+        times=sum(map(_times, turns)),
     )
     if extract is None:
         return summary

@@ -69,6 +69,8 @@ class SearchQuery:
     past: bool = False
     upto: int | None = None
     explain: bool = False
+    spans: Sequence[tuple[int, int]] = ()
+    """Of event time that the query names, in ns; the end of a span does not belong to it."""
     without: frozenset[str] = frozenset()
     tokens: Tokens | None = None
     tokens_of: TokensOf | None = None
@@ -383,6 +385,10 @@ class PlaintextIndex:
             stages["first person"] = (signs & FIRST_PERSON) > 0
             stages["asks"] = (signs & ASKS) > 0
             score += ranking.FIRST_PERSON_WEIGHT * stages["first person"] - ranking.ASKS_WEIGHT * stages["asks"]
+        if query.spans and query.mode == "hybrid" and "times" not in query.without:
+            stages["in time"] = ranking.in_time(scope.times[candidates], query.spans)
+            spread = 1.0 if only is None else float(score.std()) or 1.0
+            score += np.float32(ranking.IN_TIME_WEIGHT * spread) * stages["in time"]
         order = self._best_first(candidates, score)
         order = order[found[order]]
         if query.mode == "hybrid" and only is None and "tokens" not in query.without:
@@ -466,5 +472,5 @@ class PlaintextIndex:
         for name in ("tokens", "tokens beside"):
             if name in stages and stages[name][at]:
                 why[name] = float(stages[name][at])
-        signs = [name for name in ("first person", "asks") if name in stages and stages[name][at]]
+        signs = [name for name in ("first person", "asks", "in time") if name in stages and stages[name][at]]
         return why | ({"signs": signs} if signs else {})

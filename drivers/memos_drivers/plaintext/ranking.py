@@ -1,6 +1,7 @@
 """How candidates are ranked: words and vectors of each document and of those beside it, and what kind of sentence it is.
 
-    score = z(B) + z(M) + 0.8 · first person - 0.8 · only asks;  for the best of these  + 0.7 · z(X) + 0.7 · z(Y)
+    score = z(B) + z(M) + 0.8 · first person - 0.8 · only asks + 1.2 · in time
+            + 0.7 · z(X) + 0.7 · z(Y), for the best of these
 
 - B, BM25: a term counts in a document once, and a share of it for each neighbour that has it. A question about a turn is often
   worded like the turn before it. How long a document is counts with its neighbours, too. The name of a speaker counts twice,
@@ -9,6 +10,7 @@
 - X and Y, late interaction of the query's tokens with a document's own, and with its own and those of four beside it.
 - Shares fall with distance, and with the length of both: what is long stands for itself.
 - z is how many standard deviations above the mean of all candidates; what a retriever knows nothing of has a z of 0.
+- In time is a document whose event time lies within the days that the query names.
 - When the query asks how something stands now, those that are nearly as good as the best stand in order of event time,
   newest first (`recent`): what was said last is what holds.
 - The signs (`signs`) count for documents that stand in a sequence: in talk, who asks rarely has the answer.
@@ -48,6 +50,7 @@ WHOLE_WORDS: Final = 25
 DENSE_WEIGHT: Final = 1.0
 FIRST_PERSON_WEIGHT: Final = 0.8
 ASKS_WEIGHT: Final = 0.8
+IN_TIME_WEIGHT: Final = 1.2
 LATE_POOL: Final = 50
 """Documents whose tokens are compared."""
 LATE_BESIDE: Final = 2
@@ -176,6 +179,14 @@ def late(asked: Asked, tokens: Sequence[Int8 | None], groups: Sequence[Sequence[
         known = np.isfinite(reached).all(1)
         found[known] = reached[known] @ asked.weights
     return own, around
+
+
+def in_time(times: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Which event times lie within one of these spans, whose ends do not belong to them."""
+    found = np.zeros(len(times), np.bool_)
+    for begin, end in spans:
+        found |= (times >= begin) & (times < end)
+    return found
 
 
 def recent(order: NDArray[np.intp], score: Floats, times: NDArray[np.int64]) -> NDArray[np.intp]:

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from memos_dates.moments import times
 from memos_syscalls.limits import PARENTS_MAX
 
 from ..formats import Turn
 from .endpoint import Endpoint, EndpointFailed, complete
-from .moments import times
 from .turns import said_on
 
 PROMPT_VERSION: Final = "facts/1"

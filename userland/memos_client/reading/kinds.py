@@ -22,7 +22,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from .moments import Time
+from memos_dates.moments import Time
 
 Kind = Literal["message", "question", "preference", "plan", "event", "fact", "code", "document"]
 

@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from memos_dates.moments import whole_date
+
 from .blocks import Block, blocks
-from .moments import whole_date
 from .passages import PASSAGE_CHARS_MAX, Span, pieces
 
 HEADING_CHARS_MAX: Final = 400

@@ -16,19 +16,20 @@ import datetime as dt
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from memos_dates.moments import times
+
 from ..formats import Turn
 from .kinds import kind
-from .moments import times
 from .names import Names
 from .passages import passages
 
 _NS: Final = 10**9
 
 
-def read(turns: Iterable[Turn], *, dates: bool = True) -> list[Turn]:
+def read(turns: Iterable[Turn]) -> list[Turn]:
     """Every turn or its passages, in order, with what is known of them by rule."""
     names = Names()
-    return [_known(turn, names, dates) for turn in cut(turns)]
+    return [_known(turn, names) for turn in cut(turns)]
 
 
 def cut(turns: Iterable[Turn]) -> Iterator[Turn]:
@@ -63,9 +64,9 @@ def said_on(time: int | None) -> dt.date | None:
         return None
 
 
-def _known(turn: Turn, names: Names, dates: bool) -> Turn:
+def _known(turn: Turn, names: Names) -> Turn:
     said = said_on(turn.time)
-    found = times(turn.text, said) if dates else []
+    found = times(turn.text, said)
     names.know(turn.speaker)
     entities = names.of(turn.text)
     added: dict[str, Any] = {}

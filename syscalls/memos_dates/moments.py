@@ -4,19 +4,15 @@ An answer is the first and the last day of what is meant, in ISO form, both incl
 follows the words: "yesterday" is a day, "two weeks ago" the seven days around the day two weeks before, "last week" Monday
 to Sunday, "in March" and "three months ago" a month, "six years ago" a year. Days that do not exist are no answer.
 
-The library `dateparser` reads dates that are written out; what depends on the day of speaking (which year a date without
-one belongs to, weekdays, numbers of units, intervals) are rules of this module. Without the library `can_resolve` is false,
-and readers leave times alone: a file should not read half one way and half another.
+Nothing here knows a clock, a place or a locale: the same words and the same day of speaking give the same days everywhere.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import functools
-import importlib.util
 import re
-import warnings
-from typing import Any, Final
+from typing import Final
 
 from .expressions import MONTHS, WEEKDAYS, Expression, expressions
 
@@ -33,12 +29,6 @@ _NEAR: Final = {
 }  # fmt: skip
 _WHOLE: Final = re.compile(r"(?:[A-Za-z]{3,9}, )?(.{6,32})")
 _HAS_YEAR: Final = re.compile(r"\b(?:19|20)\d\d$")
-
-
-@functools.cache
-def can_resolve() -> bool:
-    """Whether the library that reads dates is there."""
-    return importlib.util.find_spec("dateparser") is not None
 
 
 def times(text: str, said: dt.date | None) -> list[Time]:
@@ -85,14 +75,28 @@ def _dated(one: Expression, said: dt.date | None) -> Days | None:
         year, month, day = (int(part) for part in re.split("[-/]", one.text))
         return _one(dt.date(year, month, day))
     if one.sort == "month_year":
-        day_in = _read(f"1 {one.text.replace(',', ' ').replace(' of ', ' ')}")
-        return None if day_in is None else month_of(day_in)
-    text = re.sub(r"^the |\bof\b|\bthe\b|,", " ", one.text, flags=re.IGNORECASE)
+        return month_of(dt.date(int(one.text[-4:]), _month_of(one.text), 1))
+    day = next(int(digits) for digits in re.findall(r"\d+", one.text))
+    month = _month_of(one.text)
     if _HAS_YEAR.search(one.text):
-        return _one(_read(text))
+        return _one(_real(int(one.text[-4:]), month, day))
     if said is None:
         return None
-    return _one(_nearest([_read(f"{text} {year}") for year in (said.year - 1, said.year, said.year + 1)], one, said))
+    return _one(_nearest([_real(year, month, day) for year in (said.year - 1, said.year, said.year + 1)], one, said))
+
+
+def _month_of(text: str) -> int:
+    """The number of the month that a text names, in full or by its first letters."""
+    words = (word[:3] for word in re.findall(r"[a-z]{3,}", text.lower()) if word != "the")
+    return next(n for word in words for n, name in enumerate(MONTHS, 1) if name.startswith(word))
+
+
+def _real(year: int, month: int, day: int) -> dt.date | None:
+    """A day of the calendar; None for one that its month does not have that year."""
+    try:
+        return dt.date(year, month, day)
+    except ValueError:
+        return None
 
 
 def _nearest(days: list[dt.date | None], one: Expression, said: dt.date) -> dt.date | None:
@@ -184,23 +188,3 @@ def year_of(day: dt.date) -> Days:
 
 def _one(day: dt.date | None) -> Days | None:
     return None if day is None else (day, day)
-
-
-@functools.lru_cache(maxsize=16_384)
-def _read(text: str) -> dt.date | None:
-    """A date with its year, as the library reads it."""
-    if not can_resolve():
-        return None
-    data = _reader().get_date_data(" ".join(text.split()))
-    return data.date_obj.date() if data.date_obj is not None else None
-
-
-@functools.cache
-def _reader() -> Any:
-    """The library's reader, set to know no clock, no place and no language but English."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Its dependencies announce their own futures.
-        from dateparser.date import DateDataParser
-
-    settings = {"TIMEZONE": "UTC", "RETURN_AS_TIMEZONE_AWARE": False, "RELATIVE_BASE": dt.datetime(2000, 1, 1)}
-    return DateDataParser(languages=["en"], settings=settings)
