@@ -196,21 +196,21 @@ def _stages(built: PlaintextIndex, asked: list[tuple[str, Floats]], rows: int) -
     """The parts of a search alone; they are private, for only a benchmark calls them alone."""
     docs, words, vectors = built._docs, built._lexical, built._vectors  # pyright: ignore[reportPrivateUsage]
     mask = docs.mask(past=False, scopes=None, tags=(), since=None, until=None)
-    selected = vectors.among(np.flatnonzero(mask), DIMS)
-    if selected is None:
+    reach = vectors.reach(mask, DIMS)
+    if reach is None:
         raise SystemExit("the index has no vectors")
-    matrix, _, places = selected
+    places = reach.rows[: len(mask)]
 
     def remask(_: object) -> None:
         docs.mask(past=False, scopes=None, tags=(), since=None, until=None)
 
     def reselect(_: object) -> None:
-        vectors.among(np.flatnonzero(mask), DIMS)
+        vectors.reach(mask, DIMS)
 
     say("mask", rows=rows, **times(remask, asked[:20]))
-    say("rows of the mask", rows=rows, **times(reselect, asked[:20]))
-    say("cosines of all", rows=rows, **times(lambda one: matrix.cosines(one[1], places), asked[:20]))
-    say("nearest 200", rows=rows, **times(lambda one: matrix.nearest(one[1], places, 200), asked[:20]))
+    say("vectors of the mask", rows=rows, **times(reselect, asked[:20]))
+    say("cosines of all", rows=rows, **times(lambda one: reach.matrix.cosines(one[1], places), asked[:20]))
+    say("nearest 200", rows=rows, **times(lambda one: reach.nearest(one[1], 200), asked[:20]))
     fresh = [f"{text} {other}" for (text, _), (other, _) in zip(asked[40:70], asked[70:100], strict=True)]
     say("postings, first time", rows=rows, **times(words.terms, fresh))
     say("postings, again", rows=rows, **times(words.terms, fresh[-3:] * 5))
