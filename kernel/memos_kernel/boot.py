@@ -206,6 +206,11 @@ def embedder(config: Config) -> EmbedClient | None:
     )
 
 
+def reranker(config: Config) -> EmbedClient | None:
+    """The cross-encoder's process; it starts with the first search that asks for it."""
+    return EmbedClient({"kind": "cross-encoder", "path": str(config.reranker)}) if config.reranker is not None else None
+
+
 def driver_host(config: Config) -> Host | None:
     """The process that will run models; it starts with the first call that needs it."""
     if not config.model:
@@ -268,6 +273,7 @@ async def assemble(
         read_only=config.read_only or shared is not None, on_fatal=on_fatal,
         snapshots=Snapshots(store, config.data_dir / "snapshots"), host=driver_host(config), models=config.model,
     )  # fmt: skip
+    effects.reranker = reranker(config)
     kernel.closed = closed
     budget = budget_default() if config.host_tier_mb is None else config.host_tier_mb * limits.MIB
     kernel.hosttier = HostTier(vault, lambda: kernel.view, budget)

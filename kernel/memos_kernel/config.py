@@ -39,6 +39,8 @@ class Config:
     """`minilm`, `none`, or the base URL of an OpenAI-compatible embedding endpoint."""
     embedder_model: str = ""
     embedder_key_env: str = "MEMOS_EMBEDDER_KEY"
+    reranker: Path | None = None
+    """A directory with a cross-encoder: `model.onnx` and `tokenizer.json`."""
     model: tuple[str, ...] = ("smollm2",)
     """Language models, the first one the default: `smollm2`, a directory, a .gguf file, a Hugging Face id; empty for none."""
     model_cache: Path | None = None
@@ -101,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--embedder", help="minilm (default), none, or the base URL of an OpenAI-compatible endpoint")
     p.add_argument("--embedder-model", help="model name for an embedding endpoint")
     p.add_argument("--embedder-key-env", help="environment variable that holds the endpoint's key")
+    p.add_argument("--reranker", type=Path, help="directory of a cross-encoder (model.onnx, tokenizer.json), for searches")
     p.add_argument("--model", action="append", metavar="NAME_OR_PATH",
                    help="language model: smollm2 (default), a directory, a .gguf file, an id in the Hugging Face cache; may be "
                    "repeated; none for none")  # fmt: skip
@@ -124,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-_PATHS = ("data_dir", "socket", "master_key_file", "kafka_config", "model_cache")
+_PATHS = ("data_dir", "socket", "master_key_file", "kafka_config", "model_cache", "reranker")
 _NUMBERS = {"disk_reserve_mb": "MiB", "device_tier_mb": "MiB", "host_tier_mb": "MiB", "host_threads": "threads"}
 _FLAGS = ("read_only", "accept_clock", "rebuild_indexes", "standby", "no_create_topics", "reads_when_isolated", "take_over")
 _SECRET = re.compile(r"password|passphrase|secret|credential|key\.pem$|oauthbearer\.config$|jaas", re.IGNORECASE)

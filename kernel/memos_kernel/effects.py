@@ -112,6 +112,7 @@ class Effects:
         self._busy = busy
         self.index = PlaintextIndex()
         self.embed = embed
+        self.reranker: EmbedClient | None = None
         self.lexical_seq = -1
         self.offered_seq = -1
         self.embed_error: MemError | None = None
@@ -560,8 +561,9 @@ class Effects:
             await self._work("storing the indexes", lambda view: self._segments.seal(self.index, view, True))
         self._closed = True
         await self._threads_done()
-        if self.embed is not None:
-            await self.embed.close()
+        for model in (self.embed, self.reranker):
+            if model is not None:
+                await model.close()
         self.index.close()
 
     async def _threads_done(self) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import datetime as dt
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -32,7 +33,8 @@ from .governance import Access, text_id
 from .header import header
 from .longreads import Breath
 from .reads import Point, point_of
-from .state import Cube, View
+from .reranking import POOL, reranked
+from .state import View
 from .supersession import shown, superseded
 from .turn import Turn
 from .vault import Opened
@@ -120,8 +122,12 @@ async def ask(kernel: Kernel, request: Any, names: frozenset[str]) -> Asked:
     return Asked(found[0].vector, found[-1].tokens)
 
 
-async def open_hit(kernel: Kernel, view: View, cube: Cube, version: int) -> Opened | None:
-    """A hit's version; long contents are opened off the loop."""
+async def open_hit(kernel: Kernel, view: View, cube_id: bytes, version: int) -> Opened | None:
+    """A hit's version; long contents that are not in RAM are opened off the loop."""
+    if (opened := kernel.vault.cached(cube_id, version)) is not None:
+        return opened
+    cube = view.cube(cube_id)
+    assert cube is not None, "a candidate that passed the check has a row"
     found = view.version(cube, version)
     if found is not None and found[0].payload_bytes <= limits.PAYLOAD_INLINE_BYTES_MAX:
         return kernel.vault.open(view, cube, version)
@@ -181,6 +187,9 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
         return {"hits": [], "partial": False} | ({} if request.budget_tokens is None else {"tokens": 0})
     point = point_of(kernel, request)
     effects = kernel.effects
+    reranker = effects.reranker
+    if request.rerank and reranker is None:
+        raise MemNoModel("no reranker is configured", "Start the kernel with --reranker DIRECTORY, or search without rerank.")
     await effects.wait_lexical(max(turn.peer.last_write, 0) if effects.loaded else kernel.opened_at)
     await effects.wait_lexical_briefly(kernel.durable.seq)
     without: frozenset[str] = frozenset(request.without or ())
@@ -192,7 +201,8 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
     access = Access(view, turn.peer.caller)
     index = effects.index
     query = SearchQuery(
-        text=request.query, vector=asked.vector, k=request.k, mode=request.mode, scopes=scopes, tags=request.tags or (),
+        text=request.query, vector=asked.vector, k=max(request.k, POOL) if request.rerank else request.k, mode=request.mode,
+        scopes=scopes, tags=request.tags or (),
         since=request.since, until=request.until, past=point.past or request.state is not None,
         upto=point.upto, explain=request.explain, without=without,
         tokens=asked.tokens, tokens_of=effects.tokens_of(view),
@@ -211,10 +221,18 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
         version = view.version_at(cube, point.seq) if point.past else cube.version
         return version if version is not None and check(cube_id, version) else None
 
-    def search() -> list[Ranked]:
-        return newest_first(index.search(query, check), newer, now)[: request.k]
+    def ordered(hits: Sequence[Hit]) -> list[Ranked]:
+        return newest_first(hits, newer, now)[: request.k]
 
-    found = await effects.in_thread(search)
+    unranked = False
+    if reranker is not None and request.rerank:
+        read = partial(open_hit, kernel, view)
+        best = await effects.in_thread(index.search, query, check)
+        best, ranked = await reranked(reranker, request.query, best, lambda hit: read(hit.cube_id, hit.version))
+        unranked = not ranked
+        found = await effects.in_thread(ordered, best)
+    else:
+        found = await effects.in_thread(lambda: ordered(index.search(query, check)))
     damaged = False
     spent = 0
     hits: list[dict[str, Any]] = []
@@ -224,8 +242,7 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
         cube = view.cube(hit.cube_id)
         assert cube is not None, "a candidate that passed the check has a row"
         try:
-            # In a thread unless it is in RAM: contents may be long.
-            opened = kernel.vault.cached(cube.cube_id, hit.version) or await open_hit(kernel, view, cube, hit.version)
+            opened = await open_hit(kernel, view, hit.cube_id, hit.version)
         except MemError:
             # Erased between the search and here.
             continue
@@ -259,5 +276,5 @@ async def mem_search(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]
             item["why"] = hit.why
         hits.append(item)
     dense_wanted = request.mode != "lexical"
-    reply = {"hits": hits, "partial": damaged or (dense_wanted and (asked.missing or effects.dense_behind))}
+    reply = {"hits": hits, "partial": damaged or unranked or (dense_wanted and (asked.missing or effects.dense_behind))}
     return reply if request.budget_tokens is None else reply | {"tokens": spent}

@@ -403,6 +403,7 @@ class MemSearch(Past):
     budget_tokens: Annotated[int, Field(ge=1, le=limits.BUDGET_TOKENS_MAX)] | None = Field(
         None, description="Of the k best hits those that fit into so many tokens together (estimated), best first."
     )
+    rerank: bool = Field(False, description="Let the configured cross-encoder read the best texts and order them.")
     without: Annotated[list[SearchStage], Field(max_length=len(SEARCH_STAGES))] | None = Field(
         None, description="Stages of the ranking to leave out, to see what each is good for."
     )

@@ -486,6 +486,7 @@ class Calls(ABC):
         explain: bool | None = None,
         query_embedding: Sequence[float] | None = None,
         budget_tokens: int | None = None,
+        rerank: bool | None = None,
         without: Sequence[Literal["neighbours", "dense", "tokens", "signs", "names", "times", "recency"]] | None = None,
         deadline_ms: int | None = None,
     ) -> m.MemSearchReply:
@@ -502,6 +503,7 @@ class Calls(ABC):
         explain: Say for each hit which retriever found it, at which rank, and why.
         query_embedding: The query's vector, if the caller has it.
         budget_tokens: Of the k best hits those that fit into so many tokens together (estimated), best first.
+        rerank: Let the configured cross-encoder read the best texts and order them.
         without: Stages of the ranking to leave out, to see what each is good for.
         deadline_ms: Milliseconds the caller will wait; 30000 when absent, 3600000 for calls that run a model.
         """
@@ -522,6 +524,7 @@ class Calls(ABC):
                 "explain": explain,
                 "query_embedding": query_embedding,
                 "budget_tokens": budget_tokens,
+                "rerank": rerank,
                 "without": without,
                 "deadline_ms": deadline_ms,
             },
@@ -1500,6 +1503,7 @@ class AsyncCalls(ABC):
         explain: bool | None = None,
         query_embedding: Sequence[float] | None = None,
         budget_tokens: int | None = None,
+        rerank: bool | None = None,
         without: Sequence[Literal["neighbours", "dense", "tokens", "signs", "names", "times", "recency"]] | None = None,
         deadline_ms: int | None = None,
     ) -> m.MemSearchReply:
@@ -1521,6 +1525,7 @@ class AsyncCalls(ABC):
                 "explain": explain,
                 "query_embedding": query_embedding,
                 "budget_tokens": budget_tokens,
+                "rerank": rerank,
                 "without": without,
                 "deadline_ms": deadline_ms,
             },

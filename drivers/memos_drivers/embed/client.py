@@ -66,9 +66,17 @@ class Encoded(NamedTuple):
     tokens: Tokens | None
 
 
+Pair = tuple[str, str]
+"""A question and a text, for a cross-encoder."""
+
+
+def _clipped(text: str | Pair) -> str | Pair:
+    return text[:TEXT_CHARS_MAX] if isinstance(text, str) else (text[0][:TEXT_CHARS_MAX], text[1][:TEXT_CHARS_MAX])
+
+
 @dataclass(slots=True, eq=False)
 class _Text:
-    text: str
+    text: str | Pair
     done: asyncio.Future[Encoded]
     attempts: int = 0
 
@@ -113,7 +121,12 @@ class EmbedClient:
             return np.zeros((0, self.info.dims if self.info else 0), np.float32)
         return np.stack([one.vector for one in found])
 
-    async def encode(self, texts: Sequence[str], priority: Priority = Priority.DOCUMENT) -> list[Encoded]:
+    async def compare(self, query: str, texts: Sequence[str]) -> list[float]:
+        """How well each text answers the query, by a cross-encoder: the larger the better."""
+        found = await self.encode([(query, text) for text in texts], Priority.QUERY)
+        return [float(one.vector[0]) for one in found]
+
+    async def encode(self, texts: Sequence[str | Pair], priority: Priority = Priority.DOCUMENT) -> list[Encoded]:
         """Vectors and tokens of each text."""
         if self._refusal is not None:
             raise type(self._refusal)(self._refusal.detail)
@@ -122,7 +135,7 @@ class EmbedClient:
         if not texts:
             return []
         loop = asyncio.get_running_loop()
-        items = [_Text(text[:TEXT_CHARS_MAX], loop.create_future()) for text in texts]
+        items = [_Text(_clipped(text), loop.create_future()) for text in texts]
         self._queues[priority].extend(items)
         self._wake.set()
         if self._worker is None:
@@ -187,7 +200,7 @@ class EmbedClient:
                 if item.done.done():
                     queue.popleft()
                     continue
-                chars += len(item.text)
+                chars += len(item.text) if isinstance(item.text, str) else sum(map(len, item.text))
                 if batch and (chars > BATCH_CHARS_MAX or item.attempts):
                     break
                 batch.append(queue.popleft())
@@ -244,7 +257,7 @@ class EmbedClient:
         self.info = child.info
         return child
 
-    async def _ask(self, child: _Child, texts: list[str]) -> list[Encoded]:
+    async def _ask(self, child: _Child, texts: list[str | Pair]) -> list[Encoded]:
         self._calls += 1
         header, raw = await self._exchange(child, message({"id": self._calls, "texts": texts}), ANSWER_SECONDS_MAX)
         if header.get("id") != self._calls:

