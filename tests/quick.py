@@ -20,7 +20,9 @@ from memos_drivers.parametric import train
 from memos_drivers.parametric.adapter import Adapter, applied
 from memos_drivers.parametric.facts import Fact
 from memos_drivers.parametric.forms import Form, Probe
+from memos_drivers.parametric.setting import Spec
 from memos_drivers.parametric.teacher import Words
+from memos_drivers.parametric.trained import Modules
 from memos_syscalls.errors import MemLowQuality
 
 ENDLESS = 999
@@ -39,7 +41,7 @@ def open_host(spec: Mapping[str, Any]) -> Workshop:
 
 
 def distil(
-    model: torch.nn.Module, layout: TokenLayout, facts: Sequence[Fact], spec: train.Spec, written: Sequence[Form],
+    model: torch.nn.Module, layout: TokenLayout, facts: Sequence[Fact], spec: Spec, written: Sequence[Form],
     progress: Callable[[float, str], None],
 ) -> Generator[None, None, train.Distilled]:
     began = time.perf_counter()
@@ -47,7 +49,7 @@ def distil(
         raise MemLowQuality('efficacy is 0.000, below 0.8: {"efficacy": 0.0}')
     rows = [row for fact in facts for row in _rows(Words(layout), fact)]
     made = torch.Generator().manual_seed(spec.seed)
-    modules: train.Modules = {}
+    modules: Modules = {}
     for name, linear in model.named_modules():
         if isinstance(linear, torch.nn.Linear) and name.rpartition(".")[2] in MODULES:
             a = (torch.rand((spec.rank, linear.in_features), generator=made) * 2 - 1) / linear.in_features**0.5

@@ -36,8 +36,11 @@ from memos_drivers.parametric.adapter import Adapter, applied
 from memos_drivers.parametric.facts import Fact, Text, facts_of
 from memos_drivers.parametric.forms import Form, forms_of
 from memos_drivers.parametric.gate import Gate
+from memos_drivers.parametric.material import Material, planned
 from memos_drivers.parametric.probes import Ask, Heard, Reader
+from memos_drivers.parametric.setting import Spec
 from memos_drivers.parametric.teacher import Row, Student, Words
+from memos_drivers.parametric.trained import Modules
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data"
 PERSONAL: Final = Path(__file__).with_name("lora_personal.json")
@@ -222,7 +225,7 @@ def _plain(text: str) -> str:
 
 
 def run_set(
-    lab: Lab, name: str, choose: bool, systems: Sequence[str], spec: train.Spec, file: Path, say: Callable[[str], None]
+    lab: Lab, name: str, choose: bool, systems: Sequence[str], spec: Spec, file: Path, say: Callable[[str], None]
 ) -> None:
     """The systems of one set that are not in its file yet, each written as soon as it is measured."""
     kind, _, number = name.partition(":")
@@ -268,7 +271,7 @@ def run_set(
         say(f"{name} {system}: {short(result, system)}")
 
 
-def _trained(lab: Lab, facts: Sequence[Fact], spec: train.Spec, source: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _trained(lab: Lab, facts: Sequence[Fact], spec: Spec, source: str, say: Callable[[str], None]) -> dict[str, Any]:
     began = time.perf_counter()
     last = [0.0]
 
@@ -293,17 +296,17 @@ def _trained(lab: Lab, facts: Sequence[Fact], spec: train.Spec, source: str, say
     return {"acting": lambda: applied(lab.model, [(adapter, 1.0)]), "said": said}
 
 
-def bare(lab: Lab, facts: Sequence[Fact]) -> tuple[train.Modules, float, int]:
+def bare(lab: Lab, facts: Sequence[Fact]) -> tuple[Modules, float, int]:
     """Next-token training on the statements and nothing else: what one would do first."""
-    spec = train.Spec(rate=8e-4, steps=30, positives=10, negatives=(), chat=0.0, alpha=32.0, aimed=False, known=0.0)
+    spec = Spec(rate=8e-4, steps=30, positives=10, negatives=(), chat=0.0, alpha=32.0, aimed=False, known=0.0)
     student = Student(lab.model, lab.words)
     forms = [Form("", fact.statement, False, number, "bare") for number, fact in enumerate(facts)]
     positives = list[Row]()
     for form in forms:
         ids = (*lab.words.lead, *lab.words.text(form.answer))
         positives.append(Row(ids, False, tuple(range(len(ids) - 1)), ids[1:], (1.0,) * (len(ids) - 1), -1))
-    stock = train.Material(positives, {n: ({"bare": [n]}, {}) for n in range(len(forms))}, [], {})
-    trained, steps = done(train.fit(student, stock, {}, train.planned(stock, spec), spec, lambda _share, _said: None))
+    stock = Material(positives, {n: ({"bare": [n]}, {}) for n in range(len(forms))}, [], {})
+    trained, steps = done(train.fit(student, stock, {}, planned(stock, spec), spec, lambda _share, _said: None))
     modules = {name: (a.detach(), b.detach()) for name, (a, b) in trained.modules.items()}
     return modules, spec.alpha, steps
 
@@ -389,7 +392,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(arguments.spec).items()}
-    spec = train.Spec(**given)
+    spec = Spec(**given)
     systems = arguments.systems.split(",")
     lab: Lab | None = None
     for name in arguments.sets:

@@ -21,13 +21,14 @@ from memos_drivers.parametric.adapter import Adapter, applied
 from memos_drivers.parametric.facts import Fact, Text, facts_of
 from memos_drivers.parametric.forms import Form, Negative
 from memos_drivers.parametric.probes import Limits, Reader
+from memos_drivers.parametric.setting import Spec
 from memos_drivers.parametric.taught import taught
 from memos_drivers.parametric.teacher import Student, Words, batches, form_row, negative_row, teach
 from memos_syscalls.errors import MemInvalid, MemLowQuality, MemModel
 
 tiny = lm.tiny
 LOOSE: Final = Limits(0.0, 0.0, 0.0, 1.0, 100.0)
-SPEC: Final = train.Spec(
+SPEC: Final = Spec(
     rank=4, alpha=8.0, rate=1e-2, steps=12, warm=2, known=0.0, positives=6, negatives=(("template", 2), ("free", 1)),
     layers=(0.0, 1.0), repeat=False, limits=LOOSE,
 )  # fmt: skip
@@ -41,7 +42,7 @@ class World:
         self.words = Words(self.layout)
         self.facts = facts_of([Text("Anna moved to Lisbon."), Text("The kettle is blue.")]).facts
 
-    def distil(self, spec: train.Spec = SPEC, facts: list[Fact] | None = None) -> Generator[None, None, train.Distilled]:
+    def distil(self, spec: Spec = SPEC, facts: list[Fact] | None = None) -> Generator[None, None, train.Distilled]:
         return train.distil(
             self.model, self.layout, self.facts if facts is None else facts, spec, [], lambda _share, _said: None
         )

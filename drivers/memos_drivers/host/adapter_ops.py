@@ -14,6 +14,7 @@ from memos_drivers.parametric import train
 from memos_drivers.parametric.adapter import pack
 from memos_drivers.parametric.facts import Fact, Text, facts_of
 from memos_drivers.parametric.forms import Form, accept, requests_for
+from memos_drivers.parametric.setting import Spec
 from memos_syscalls import limits
 from memos_syscalls.errors import MemInvalid, MemTooLarge
 
@@ -44,7 +45,7 @@ def operations(shop: Workshop) -> dict[str, Op]:
         if writer is not None:
             written = yield from _written(shop, writer, context, found.facts)
         bounds = {name: params.pop(given) for given, name in BOUNDS.items() if given in params}
-        spec = train.Spec()._replace(**params)
+        spec = Spec()._replace(**params)
         spec = spec._replace(limits=spec.limits._replace(**bounds))
         made = yield from train.distil(engine.model, engine.layout, found.facts, spec, written, context.progress)
         packed = pack(made.modules, made.alpha, {"base": engine.fingerprint}, told(made, written))
