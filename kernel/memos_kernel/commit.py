@@ -119,7 +119,7 @@ class Commits:
         self.cork: Callable[[], None] = lambda: None
         """Hold replies back, so that those to one connection leave in one send; `uncork` lets them go."""
         self.uncork: Callable[[], None] = lambda: None
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.runtime: Runtime
         """What runs models; given by who assembles the kernel."""
         self.evolution: Evolution

@@ -43,6 +43,7 @@ from memos_syscalls.table import BY_NUMBER, TABLE, Flag
 
 from . import answers, crypto
 from . import events as ev
+from .census import Census
 from .chain import Chain, LogKeys, Sealed
 from .checking import Checks
 from .clock import Clock
@@ -109,6 +110,7 @@ class Kernel(Commits):
         self.runtime = Runtime(Jobs(self.spawn, clock.now), host, models)
         self.renewals = Renewals(self)
         self.checks = Checks(self)
+        self.census = Census(self)
         self.evolution = Evolution(self)
         self.opener = ViewOpener(vault, self.tables)
         self.stats = {call.number: Histogram() for call in TABLE}

@@ -14,11 +14,10 @@ from memos_syscalls.table import BY_NAME, BY_NUMBER, Flag
 from . import __version__
 from .diffs import mem_diff
 from .eventlog.base import Ended, OutOfReach
-from .governance import Access
 from .mapping import mem_map
 from .reads import later, mem_history, mem_list, mem_read, mem_stat, streaming
 from .recovery import Refused
-from .state import SCHEMA, View, shown
+from .state import SCHEMA, shown
 from .turn import Turn
 from .watching import mem_watch
 
@@ -46,30 +45,10 @@ def sys_info(kernel: Kernel, turn: Turn, request: Any) -> None:
     })  # fmt: skip
 
 
-def _census(view: View, access: Access) -> dict[str, Any]:
-    forms: dict[str, int] = {}
-    states: dict[str, int] = {}
-    namespaces: dict[str, dict[str, int]] = {}
-    for namespace in view.namespaces():
-        if not access.sees(namespace.name):
-            continue
-        entry = namespaces.setdefault(namespace.name, {"cubes": 0, "bytes": 0})
-        for cube_id in view.cubes_in(namespace.name):
-            cube = view.cube(cube_id)
-            found = view.version(cube, cube.version) if cube is not None else None
-            if cube is None or found is None:
-                continue
-            forms[cube.form] = forms.get(cube.form, 0) + 1
-            states[cube.state] = states.get(cube.state, 0) + 1
-            entry["cubes"] += 1
-            entry["bytes"] += found[0].payload_bytes
-    return {"forms": forms, "states": states, "namespaces": namespaces, "tiers": {"disk": sum(forms.values())}}
-
-
 async def sys_stats(kernel: Kernel, turn: Turn, request: Any) -> dict[str, Any]:
     """Everything for the kernel's own user; others see their own cubes, and how far the indexes are."""
     caller, effects = turn.peer.caller, kernel.effects
-    census = await asyncio.to_thread(_census, kernel.frozen_view(), Access(kernel.frozen_view(), caller))
+    census = await kernel.census.of(caller)
     lexical: dict[str, Any] = {"indexed_offset": effects.lexical_seq, "loaded": effects.loaded}
     dense: dict[str, Any] = {"indexed_offset": effects.dense_seq, "dims": effects.index.dims}
     reply: dict[str, Any] = {

@@ -951,7 +951,9 @@ class SysStatsReply(Reply):
     calls: dict[str, dict[str, Any]] = Field(description="Per syscall: count, errors, p50_us, p99_us, max_us.")
     log: dict[str, Any]
     indexes: dict[str, dict[str, Any]] = Field(description="Per index: indexed_offset, documents, and what it says of itself.")
-    cubes: dict[str, Any] = Field(description="Cubes and content bytes per form, state and namespace the caller may see.")
+    cubes: dict[str, Any] = Field(
+        description="Cubes and content bytes per form, state and namespace the caller may see, as of the record as_of_offset."
+    )
     tiers: dict[str, dict[str, Any]] = Field(
         default_factory=dict[str, dict[str, Any]], description="Per upper tier: budget, bytes, entries, hits, evictions."
     )
