@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from memos_drivers.embed.client import Priority
 from memos_drivers.plaintext.conflict import Reading, compare, cues, read
-from memos_drivers.plaintext.index import SearchQuery
+from memos_drivers.plaintext.searching import SearchQuery
 from memos_syscalls import limits
 from memos_syscalls import messages as m
 from memos_syscalls.errors import MemCanceled, MemConflict, MemError

@@ -23,7 +23,8 @@ import numpy as np
 
 from memos_drivers.embed.client import EmbedClient, Encoded
 from memos_drivers.plaintext.documents import Document
-from memos_drivers.plaintext.index import PlaintextIndex, TokensOf
+from memos_drivers.plaintext.index import PlaintextIndex
+from memos_drivers.plaintext.searching import TokensOf
 from memos_drivers.plaintext.sequences import Place, place_of
 from memos_syscalls.errors import MemAgain, MemError, MemModel, MemNoModel, MemShredded
 

@@ -21,8 +21,8 @@ from memos_dates.expressions import expressions
 from memos_dates.moments import resolve
 from memos_drivers.embed.client import Priority
 from memos_drivers.plaintext.documents import ancestors
-from memos_drivers.plaintext.index import Hit, SearchQuery
 from memos_drivers.plaintext.latent import Tokens
+from memos_drivers.plaintext.searching import Hit, SearchQuery
 from memos_drivers.plaintext.signs import without_names
 from memos_syscalls import limits
 from memos_syscalls.errors import MemError, MemModel, MemNoModel

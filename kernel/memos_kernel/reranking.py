@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from memos_drivers.embed.client import EmbedClient
-from memos_drivers.plaintext.index import Hit
+from memos_drivers.plaintext.searching import Hit
 from memos_syscalls.errors import MemError
 
 from .events import Damaged

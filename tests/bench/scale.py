@@ -31,7 +31,8 @@ from memos_client import Kernel
 from memos_drivers.embed.model import MiniLM
 from memos_drivers.plaintext.dense import DenseIndex, Int8
 from memos_drivers.plaintext.documents import Document
-from memos_drivers.plaintext.index import PlaintextIndex, SearchQuery
+from memos_drivers.plaintext.index import PlaintextIndex
+from memos_drivers.plaintext.searching import SearchQuery
 from memos_syscalls.errors import MemNoModel
 from memos_tools.bench_measure import NO_MODEL, rss_bytes, scratch, settle
 from memos_tools.bench_search import BATCH, Corpus

@@ -355,7 +355,7 @@ def test_a_rebuild_closes_no_index_that_a_search_uses(k: Inside) -> None:
 
 
 def effects_query() -> Any:
-    from memos_drivers.plaintext.index import SearchQuery
+    from memos_drivers.plaintext.searching import SearchQuery
 
     return SearchQuery("beagle")
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from memos_drivers.plaintext import segment
 from memos_drivers.plaintext.dense import DenseIndex, quantised
 from memos_drivers.plaintext.documents import Document
-from memos_drivers.plaintext.index import Hit, PlaintextIndex, SearchQuery
+from memos_drivers.plaintext.index import PlaintextIndex
 from memos_drivers.plaintext.lexical import LexicalIndex, query_words
 from memos_drivers.plaintext.postings import Postings
+from memos_drivers.plaintext.searching import Hit, SearchQuery
 from memos_drivers.plaintext.sequences import POSITION_MAX, Place
 from memos_syscalls.errors import MemInvalid, MemModel
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memos_drivers.plaintext.documents import Document
-from memos_drivers.plaintext.index import PlaintextIndex, SearchQuery
+from memos_drivers.plaintext.index import PlaintextIndex
 from memos_drivers.plaintext.latent import Tokens
+from memos_drivers.plaintext.searching import SearchQuery
 from memos_drivers.plaintext.sequences import NONE, Place, Sequences, place_of
 from memos_drivers.plaintext.signs import ASKS, FIRST_PERSON, asks_for_the_present, dated, length, signs, without_names
 
@@ -198,8 +199,8 @@ def test_a_large_scope_finds_what_a_small_one_finds(monkeypatch: pytest.MonkeyPa
         index.set_vector(cube(n), 1, rng.normal(size=8))
     queries = [SearchQuery(" ".join(rng.choice(words, 3)), rng.normal(size=8), k=10) for _ in range(20)]
     whole = [{hit.cube_id for hit in index.search(query, anyone)} for query in queries]
-    monkeypatch.setattr("memos_drivers.plaintext.index.WHOLE_SCOPE", 10)
-    monkeypatch.setattr("memos_drivers.plaintext.index.POOL", 200)
+    monkeypatch.setattr("memos_drivers.plaintext.searching.WHOLE_SCOPE", 10)
+    monkeypatch.setattr("memos_drivers.plaintext.searching.POOL", 200)
     proposed = [{hit.cube_id for hit in index.search(query, anyone)} for query in queries]
     shared = sum(len(a & b) for a, b in zip(whole, proposed, strict=True)) / sum(map(len, whole))
     assert shared > 0.8
