@@ -16,12 +16,13 @@ import asyncio
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from memos_drivers.embed.client import EmbedClient, Encoded
+from memos_drivers.plaintext.dense import Int8, quantised
 from memos_drivers.plaintext.documents import Document
 from memos_drivers.plaintext.index import PlaintextIndex
 from memos_drivers.plaintext.searching import TokensOf
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from .segments import Segments
 
 log_ = logging.getLogger("memos.index")
+Key = tuple[bytes, int]
+"""A version of a cube."""
 
 OPS_PER_SLICE: Final = 2048
 OPS_BEHIND_MAX: Final = 32_768
@@ -363,15 +366,14 @@ class Effects:
 
     def _apply(self, ops: list[Op], view: View) -> None:
         fresh: list[Document] = []
-        vectors: list[tuple[bytes, int, bytes]] = []
+        vectors: list[tuple[Key, bytes]] = []
         touched: dict[bytes, None] = {}
 
         def flush() -> None:
             self.index.add(fresh)
             self._segments.added([(d.cube_id, d.version) for d in fresh])
             fresh.clear()
-            for cube_id, version, raw in vectors:
-                self._set_vector(view, self.index, cube_id, version, np.frombuffer(raw, "<f4"))
+            self._set_vectors(view, self.index, [(key, np.frombuffer(raw, "<f4")) for key, raw in vectors])
             vectors.clear()
             for cube_id in touched:
                 cube = view.cube(cube_id)
@@ -386,7 +388,7 @@ class Effects:
                 if document is not None:
                     fresh.append(document)
                     if raw is not None:
-                        vectors.append((cube_id, version, raw))
+                        vectors.append(((cube_id, version), raw))
             elif kind == "live":
                 touched[argument] = None
             elif kind == "remove":
@@ -436,7 +438,7 @@ class Effects:
 
     def _copy_fork(self, view: View, seq: int, target: str) -> None:
         fresh: list[Document] = []
-        vectors: list[tuple[bytes, int, Any]] = []
+        vectors: list[tuple[Key, Any]] = []
         for cube_id in view.cubes_below(target):
             cube = view.cube(cube_id)
             if cube is None or cube.created_seq != seq or cube.forked_from is None:
@@ -450,19 +452,18 @@ class Effects:
             if vector is None and raw is not None:
                 vector = np.frombuffer(raw, "<f4")
             if vector is not None:
-                vectors.append((cube_id, version, vector))
+                vectors.append(((cube_id, version), vector))
             if len(fresh) >= FORK_SLICE:
                 self._add_fork(view, fresh, vectors)
         self._add_fork(view, fresh, vectors)
 
-    def _add_fork(self, view: View, fresh: list[Document], vectors: list[tuple[bytes, int, Any]]) -> None:
+    def _add_fork(self, view: View, fresh: list[Document], vectors: list[tuple[Key, Any]]) -> None:
         self.index.add(fresh)
         self._segments.added([(d.cube_id, d.version) for d in fresh])
         for document in fresh:
             cube = view.cube(document.cube_id)
             self.index.set_live(document.cube_id, None if cube is None else live_version(cube))
-        for cube_id, version, vector in vectors:
-            self._set_vector(view, self.index, cube_id, version, vector)
+        self._set_vectors(view, self.index, vectors)
         fresh.clear()
         vectors.clear()
 
@@ -472,15 +473,19 @@ class Effects:
             if cube is not None:
                 self.index.set_live(cube_id, live_version(cube))
 
-    def _set_vector(self, view: View, index: PlaintextIndex, cube_id: bytes, version: int, vector: Any) -> bool:
-        try:
-            taken = index.set_vector(cube_id, version, vector)
-        except MemError as error:
-            log_.warning("a vector of cube %s is left out: %s", cube_id.hex(), error.detail)
-            return False
-        if taken:
-            self._segments.keep_vector(view, index, cube_id, version)
-        return taken
+    def _set_vectors(self, view: View, index: PlaintextIndex, vectors: Sequence[tuple[Key, Any]]) -> set[Key]:
+        """Give documents their vectors; which took one."""
+        keys: list[Key] = []
+        rows: list[Int8] = []
+        for key, vector in vectors:
+            try:
+                rows.append(quantised(vector))
+                keys.append(key)
+            except MemError as error:
+                log_.warning("a vector of cube %s is left out: %s", key[0].hex(), error.detail)
+        taken = index.set_vectors(keys, rows)
+        self._segments.keep_vectors(view, index, taken)
+        return set(taken)
 
     async def _pump_dense(self) -> None:
         """Give every document a vector, newest state first, in small batches."""
@@ -541,10 +546,11 @@ class Effects:
         self._segments.keep_tokens(
             view, [(*key, one.tokens.rows) for key, one in zip(keys, found, strict=True) if one.tokens is not None]
         )
-        for (cube_id, version), one in zip(keys, found, strict=True):
-            if not self._set_vector(view, index, cube_id, version, one.vector):
+        taken = self._set_vectors(view, index, [(key, one.vector) for key, one in zip(keys, found, strict=True)])
+        for key in keys:
+            if key not in taken:
                 # Or it would be asked for again and again.
-                index.give_up_vector(cube_id, version)
+                index.give_up_vector(*key)
 
     def tokens_of(self, view: View) -> TokensOf:
         """Where a search on this view finds tokens."""

@@ -23,7 +23,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -310,23 +310,25 @@ class Segments:
 
     # -- vectors -----------------------------------------------------------------------------------------------------
 
-    def keep_vector(self, view: View, index: PlaintextIndex, cube_id: bytes, version: int) -> None:
-        """Store a vector that was just set, under its cube's key; none is stored for a cube whose key is gone."""
-        if not self._writable:
+    def keep_vectors(self, view: View, index: PlaintextIndex, keys: Sequence[tuple[bytes, int]]) -> None:
+        """Store vectors that were just set, each under its cube's key; none is stored for a cube whose key is gone."""
+        if not self._writable or not keys:
             return
-        cube = view.cube(cube_id)
-        found = view.version(cube, version) if cube is not None else None
-        if found is None:
-            return
-        size = index.sizes([(cube_id, version)])[0]
-        raw = index.packed_vectors([(cube_id, version)], size)[0].tobytes()
-        if not raw:
-            return
-        # Under the content's key, not the version's: a vector must go when its content goes.
-        sealed = self._vault.seal_vector(found[0].payload_slot, cube_id + version.to_bytes(4, "big"), raw)
-        if sealed is not None:
-            batch = Batch()
-            batch.put(INDEX, b"x" + cube_id + version.to_bytes(4, "big"), pack((*found[0].payload_slot, sealed)))
+        batch = Batch()
+        sizes = index.sizes(keys)
+        for size in set(sizes) - {0}:
+            mine = [key for key, one in zip(keys, sizes, strict=True) if one == size]
+            for (cube_id, version), row in zip(mine, index.packed_vectors(mine, size), strict=True):
+                cube = view.cube(cube_id)
+                found = view.version(cube, version) if cube is not None else None
+                if found is None or not row.any():
+                    continue
+                # Under the content's key, not the version's: a vector must go when its content goes.
+                name = cube_id + version.to_bytes(4, "big")
+                sealed = self._vault.seal_vector(found[0].payload_slot, name, row.tobytes())
+                if sealed is not None:
+                    batch.put(INDEX, b"x" + name, pack((*found[0].payload_slot, sealed)))
+        if batch.puts:
             try:
                 self._store.write(batch)
             except OSError as error:

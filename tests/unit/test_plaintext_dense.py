@@ -150,7 +150,7 @@ def test_documents_find_their_vectors_wherever_their_rows_are(block: Int8) -> No
     vectors = Vectors()
     vectors.reserve(300)
     for number in (7, 3, 250):
-        assert vectors.set(number, block[number].astype(np.float32))
+        vectors.set([number], block[number : number + 1])
     vectors.put(100, block[100:110])
     mask = np.ones(300, np.bool_)
     for hidden, wanted in ((None, [3, 7, 100, 250]), (250, [3, 7, 100])):
@@ -158,6 +158,12 @@ def test_documents_find_their_vectors_wherever_their_rows_are(block: Int8) -> No
         reach = vectors.reach(mask, block.shape[1])
         assert reach is not None and reach.having == (13 if hidden is None else 12)
         assert sorted(int(reach.nearest(block[n].astype(np.float32), 1)[0][0]) for n in wanted) == wanted
+    vectors.set([5, 3, 8], block[[105, 103, 108]])
+    everyone = np.ones(300, np.bool_)
+    again = vectors.reach(everyone, block.shape[1])
+    assert again is not None and again.having == 15
+    for number, vector in ((5, 105), (3, 103), (8, 108), (7, 7)):
+        assert number in again.nearest(block[vector].astype(np.float32), 2)[0].tolist()
     vectors.clear(7)
     reach = vectors.reach(np.ones(300, np.bool_), block.shape[1])
     assert reach is not None and 7 not in reach.nearest(block[7].astype(np.float32), 300)[0].tolist()

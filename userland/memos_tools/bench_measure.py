@@ -152,7 +152,7 @@ def build(kernel: Kernel, items: Callable[[int], Mapping[str, Any]], count: int,
 def settle(kernel: Kernel, index: str, head: int, wait_s: float = 3600) -> float:
     """Wait until an index has everything up to `head`; the seconds it took. Raises `TimeoutError`."""
     began = time.perf_counter()
-    while kernel.sys_stats().indexes[index]["indexed_offset"] < head:
+    while kernel.sys_stats(deadline_ms=600_000).indexes[index]["indexed_offset"] < head:
         if time.perf_counter() - began > wait_s:
             raise TimeoutError(f"the {index} index is not at offset {head} after {wait_s:.0f} s")
         time.sleep(0.1)

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numkong
@@ -308,34 +309,41 @@ class Vectors:
 
     def put(self, first: int, block: Int8) -> None:
         """Takes over quantised rows for documents `first`, `first` + 1, … that have none; zero rows are no vectors."""
-        size = block.shape[1]
         has = np.flatnonzero(block.any(axis=1))
-        if not len(has) or (self.fixed and size != self.fixed):
-            return
+        if len(has) and self.takes(block.shape[1]):
+            self._append(first + has, block[has])
+
+    def takes(self, size: int) -> bool:
+        return not self.fixed or size == self.fixed
+
+    def _append(self, numbers: Numbers, block: Int8) -> None:
+        """Rows of documents that have none of this size, behind those that are there."""
+        size = block.shape[1]
         matrix = self._matrices.setdefault(size, DenseIndex())
-        at = matrix.count
-        matrix.put(at, block[has])
-        self._sizes[first + has] = size
-        self._rows[first + has] = np.arange(at, at + len(has))
+        at, end = matrix.count, matrix.count + len(numbers)
+        matrix.put(at, block)
+        self._sizes[numbers] = size
+        self._rows[numbers] = np.arange(at, end)
         documents = self._documents.get(size, np.zeros(0, np.int32))
-        if at + len(has) > len(documents):
-            grown = np.zeros(max(16, at + len(has), len(documents) * 3 // 2), np.int32)
+        if end > len(documents):
+            grown = np.zeros(max(16, end, len(documents) * 3 // 2), np.int32)
             grown[: len(documents)] = documents
             documents = self._documents[size] = grown
-        documents[at : at + len(has)] = first + has
+        documents[at:end] = numbers
 
-    def set(self, number: int, vector: Vector) -> bool:
-        """Gives a document its vector; False when its size is not the one that is taken."""
-        row = quantised(vector).reshape(1, -1)
-        size = row.shape[1]
-        if self.fixed and size != self.fixed:
-            return False
-        if self._sizes[number] == size:
-            self._matrices[size].put(int(self._rows[number]), row)
-        else:
-            self.clear(number)
-            self.put(number, row)
-        return True
+    def set(self, numbers: Sequence[int], block: Int8) -> None:
+        """Gives documents their vectors, quantised rows of a size that is taken; each document once."""
+        size = block.shape[1]
+        places = np.asarray(numbers, np.intp)
+        held = self._sizes[places]
+        for at in np.flatnonzero((held > 0) & (held != _GIVEN_UP)).tolist():
+            if held[at] == size:
+                self._matrices[size].put(int(self._rows[places[at]]), block[at : at + 1])
+            else:
+                self.clear(int(places[at]))
+        rest = held != size
+        if rest.any():
+            self._append(places[rest], block[rest])
 
     def clear(self, number: int) -> None:
         """Overwrites a document's vector with zeros."""

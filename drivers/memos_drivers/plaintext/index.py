@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from .blending import Lengths
-from .dense import Int8, Vector, Vectors
+from .dense import Int8, Vector, Vectors, quantised
 from .documents import NONE, Document, Documents
 from .lexical import LexicalIndex
 from .searching import Check, Hit, Parts, Search, SearchQuery
@@ -101,12 +101,22 @@ class PlaintextIndex:
 
     def set_vector(self, cube_id: bytes, version: int, vector: Vector) -> bool:
         """Gives a document its vector; False when the document is not here (removed meanwhile), or the size not taken."""
+        return bool(self.set_vectors([(cube_id, version)], [quantised(vector)]))
+
+    def set_vectors(self, keys: Sequence[tuple[bytes, int]], rows: Sequence[Int8]) -> list[tuple[bytes, int]]:
+        """Gives documents their quantised vectors. Answers which took one: the others are not here (removed meanwhile), or
+        the size is not taken."""
+        by_size: dict[int, dict[int, int]] = {}
         with self._lock:
-            number = self._docs.find(cube_id, version)
-            if number is None or not self._vectors.set(number, vector):
-                return False
-            self._lengths.forget(number)
-            return True
+            for at, (key, row) in enumerate(zip(keys, rows, strict=True)):
+                number = self._docs.find(*key)
+                if number is not None and self._vectors.takes(len(row)):
+                    by_size.setdefault(len(row), {})[number] = at
+            for places in by_size.values():
+                self._vectors.set(list(places), np.stack([rows[at] for at in places.values()]))
+                for number in places:
+                    self._lengths.forget(number)
+        return [keys[at] for places in by_size.values() for at in places.values()]
 
     def give_up_vector(self, cube_id: bytes, version: int) -> None:
         """No vector is to be had for a document: `missing_vectors` names it no longer."""
