@@ -30,6 +30,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from memos_drivers.plaintext import segment as packing
+from memos_drivers.plaintext.dense import Int8, quantised
 from memos_drivers.plaintext.documents import Document
 from memos_drivers.plaintext.index import PlaintextIndex
 from memos_drivers.stores.base import INDEX, Batch, Store
@@ -452,11 +453,15 @@ class Segments:
         def flush() -> None:
             index.add(batch)
             self.added([(d.cube_id, d.version) for d in batch])
+            taken: list[Key] = []
+            rows: list[Int8] = []
             for key, vector in vectors:
                 try:
-                    index.set_vector(*key, vector)
+                    rows.append(quantised(vector))
+                    taken.append(key)
                 except MemError as error:
                     log_.warning("a stored vector is left out: %s", error.detail)
+            index.set_vectors(taken, rows)
             batch.clear()
             vectors.clear()
 
