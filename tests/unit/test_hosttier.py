@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,14 @@ def memfds() -> int:
             found += "memfd:memos" in os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             continue
+    return found
+
+
+def memfds_left(count: int) -> int:
+    """How many there are; what is over this count has a moment to go: a worker thread may still hold its last result."""
+    end = time.monotonic() + 5
+    while (found := memfds()) > count and time.monotonic() < end:
+        time.sleep(0.01)
     return found
 
 
@@ -157,7 +166,7 @@ def test_a_caller_who_leaves_takes_nothing_from_the_others(k: Inside, monkeypatc
 
     k.loop.run_until_complete(go())
     tier.close()
-    assert memfds() == before
+    assert memfds_left(before) == before
 
 
 def test_a_load_that_nobody_waits_for_is_given_up_and_can_be_asked_for_again(
@@ -181,7 +190,7 @@ def test_a_load_that_nobody_waits_for_is_given_up_and_can_be_asked_for_again(
     k.loop.run_until_complete(go())
     assert gate.reads == 2
     tier.drop([row.payload_id])
-    assert memfds() == before
+    assert memfds_left(before) == before
 
 
 def test_a_key_that_goes_while_its_payload_is_loaded_takes_it_along(k: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +210,7 @@ def test_a_key_that_goes_while_its_payload_is_loaded_takes_it_along(k: Inside, m
     with pytest.raises(MemShredded):
         tier.put(row, sealed_memfd(bytes(row.payload_bytes)), 1.0)
     del load
-    assert memfds() == before
+    assert memfds_left(before) == before
 
 
 def test_what_is_in_use_outlives_its_place_in_the_tier(k: Inside) -> None:
@@ -213,7 +222,7 @@ def test_what_is_in_use_outlives_its_place_in_the_tier(k: Inside) -> None:
     tier.drop([row.payload_id])
     assert held_by(held.fd) == content
     del held
-    assert memfds() == before
+    assert memfds_left(before) == before
 
 
 def test_only_sealed_memory_of_the_right_size_is_taken_in(k: Inside) -> None:
@@ -226,7 +235,7 @@ def test_only_sealed_memory_of_the_right_size_is_taken_in(k: Inside) -> None:
             tier.put(row, fd, 0.0)
         with pytest.raises(OSError):
             os.fstat(fd)
-    assert memfds() == before
+    assert memfds_left(before) == before
     assert tier.put(row, sealed_memfd(content), 3.0) == "kept"
     assert k.loop.run_until_complete(tier.load(cube, row)).found == "host"
 
@@ -267,7 +276,7 @@ def test_a_failure_is_everybodys_and_is_forgotten(k: Inside, monkeypatch: pytest
 
             k.loop.run_until_complete(go())
         del broken[0]
-    assert memfds() == before
+    assert memfds_left(before) == before
     assert k.loop.run_until_complete(tier.load(cube, row)).found == "disk"
 
 
@@ -291,7 +300,7 @@ def test_a_closed_tier_lets_everything_go(k: Inside, monkeypatch: pytest.MonkeyP
         await asyncio.sleep(0.05)
 
     k.loop.run_until_complete(go())
-    assert memfds() == before
+    assert memfds_left(before) == before
 
 
 def test_a_pin_holds_the_newest_payload_only(k: Inside) -> None:
