@@ -47,9 +47,7 @@ class Census:
             return {**known.found, "namespaces": namespaces}
         task = self._running.get(caller)
         if task is None:
-            task = self._running[caller] = kernel.loop.create_task(self._count(caller))
-            kernel.tasks.add(task)
-            task.add_done_callback(kernel.tasks.discard)
+            task = self._running[caller] = kernel.spawn(self._count(caller))
             task.add_done_callback(lambda _task: self._running.pop(caller))
         return await asyncio.shield(task)
 

@@ -182,7 +182,7 @@ class Commits:
                 if not waiter.done():
                     waiter.set_exception(OSError(self.stopped))
 
-    def spawn(self, coroutine: Any, turn: Turn | None = None) -> asyncio.Task[None]:
+    def spawn(self, coroutine: Any, turn: Turn | None = None) -> asyncio.Task[Any]:
         task = self.loop.create_task(coroutine)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -34,6 +34,7 @@ from . import lifecycle
 from .decide import NewPayload
 from .events import Damaged, Record
 from .state import Cube, View
+from .tokenrows import Key
 from .vault import Opened, SealedContent, Vault
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from .segments import Segments
 
 log_ = logging.getLogger("memos.index")
-Key = tuple[bytes, int]
-"""A version of a cube."""
 
 OPS_PER_SLICE: Final = 2048
 OPS_BEHIND_MAX: Final = 32_768
@@ -101,6 +100,19 @@ def document_of(cube: Cube, opened: Opened) -> Document | None:
         text_of(opened.content[:TEXT_BYTES_MAX]),
         tuple(private.tags), private.valid_from, private.valid_to, place_of(private.metadata),
     )  # fmt: skip
+
+
+def rows_of(vectors: Sequence[tuple[Key, Any]]) -> tuple[list[Key], list[Int8]]:
+    """Vectors as the index keeps them, and whose they are; one that has no direction is left out."""
+    keys: list[Key] = []
+    rows: list[Int8] = []
+    for key, vector in vectors:
+        try:
+            rows.append(quantised(vector))
+            keys.append(key)
+        except MemError as error:
+            log_.warning("a vector of cube %s is left out: %s", key[0].hex(), error.detail)
+    return keys, rows
 
 
 def live_version(cube: Cube) -> int | None:
@@ -475,15 +487,7 @@ class Effects:
 
     def _set_vectors(self, view: View, index: PlaintextIndex, vectors: Sequence[tuple[Key, Any]]) -> set[Key]:
         """Give documents their vectors; which took one."""
-        keys: list[Key] = []
-        rows: list[Int8] = []
-        for key, vector in vectors:
-            try:
-                rows.append(quantised(vector))
-                keys.append(key)
-            except MemError as error:
-                log_.warning("a vector of cube %s is left out: %s", key[0].hex(), error.detail)
-        taken = index.set_vectors(keys, rows)
+        taken = index.set_vectors(*rows_of(vectors))
         self._segments.keep_vectors(view, index, taken)
         return set(taken)
 

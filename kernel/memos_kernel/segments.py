@@ -30,21 +30,20 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from memos_drivers.plaintext import segment as packing
-from memos_drivers.plaintext.dense import Int8, quantised
 from memos_drivers.plaintext.documents import Document
 from memos_drivers.plaintext.index import PlaintextIndex
 from memos_drivers.stores.base import INDEX, Batch, Store
 from memos_syscalls import limits
-from memos_syscalls.errors import MemError, MemShredded
+from memos_syscalls.errors import MemShredded
 
 from . import crypto, lifecycle, tokenrows
 from . import events as ev
-from .effects import document_of, live_version
+from .effects import document_of, live_version, rows_of
 from .eventlog.base import EventLog, records
 from .events import Damaged, Slot, pack, unpack
 from .keystore import KeyStore
 from .state import View, decode_cube, u64
-from .tokenrows import TokenRows
+from .tokenrows import Key, TokenRows
 from .vault import Vault
 
 log_ = logging.getLogger("memos.index")
@@ -54,7 +53,6 @@ UNSEALED_MAX: Final = 3 * limits.SEGMENT_CUBES_MAX
 PAUSE_SECONDS: Final = 30.0
 """How long nothing is sealed after the disk refused."""
 TOLD_MAX: Final = 10_000
-Key = tuple[bytes, int]
 
 
 def _slots(view: View, cube_id: bytes, version: int) -> tuple[Slot, ...]:
@@ -453,15 +451,7 @@ class Segments:
         def flush() -> None:
             index.add(batch)
             self.added([(d.cube_id, d.version) for d in batch])
-            taken: list[Key] = []
-            rows: list[Int8] = []
-            for key, vector in vectors:
-                try:
-                    rows.append(quantised(vector))
-                    taken.append(key)
-                except MemError as error:
-                    log_.warning("a stored vector is left out: %s", error.detail)
-            index.set_vectors(taken, rows)
+            index.set_vectors(*rows_of(vectors))
             batch.clear()
             vectors.clear()
 

@@ -30,6 +30,7 @@ CACHED_BYTES_MAX: Final = 64 << 20
 PREFIX: Final = b"t"
 
 Key = tuple[bytes, int]
+"""A version of a cube."""
 
 
 def _part(cube_id: bytes, version: int) -> bytes:

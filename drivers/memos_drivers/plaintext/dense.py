@@ -219,10 +219,8 @@ class DenseIndex:
             # A row that came after the codes were taken over has none.
             if len(rows) >= few and end <= codes.shape[1]:
                 places = closest(distances(codes, codes_of(query), end)[rows], candidates)
-        scores = self.cosines(vector, rows if places is None else rows[places])
-        best = largest(scores, count)
-        best = best[np.argsort(-scores[best], kind="stable")[:count]]
-        return (best if places is None else places[best]), scores[best]
+        best, cosines = self._best(vector, rows if places is None else rows[places], count)
+        return (best if places is None else places[best]), cosines
 
     def nearest_inside(self, vector: Vector, inside: Mask | None, end: int, count: int) -> tuple[Numbers, Floats]:
         """`nearest` among the first `end` rows, in a scope that is most of them: a mask of rows, None for all. Rows without a
@@ -239,10 +237,15 @@ class DenseIndex:
                 far[~inside] = _OUTSIDE
             rows = closest(far, candidates)
             rows = rows[(far[rows] < _OUTSIDE) & (self._inverse[rows] > 0)]
+        best, cosines = self._best(vector, rows, count)
+        return rows[best], cosines
+
+    def _best(self, vector: Vector, rows: Rows, count: int) -> tuple[Numbers, Floats]:
+        """Places in `rows` of those with the largest cosines, best first and then by place, and these cosines."""
         scores = self.cosines(vector, rows)
         best = largest(scores, count)
         best = best[np.argsort(-scores[best], kind="stable")[:count]]
-        return rows[best], scores[best]
+        return best, scores[best]
 
 
 def _candidates(count: int) -> int:
